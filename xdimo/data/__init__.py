@@ -1,0 +1,1 @@
+"""Videos to clips: manifest, exact decoding, VAE, latents."""

@@ -1,0 +1,189 @@
+"""One YAML file -> Bench, checked once, before any job. Every refusal is one line."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from xdimo.config import Bench, Hardware, Target, dimensions
+from xdimo.errors import UserError
+
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error, not a silent overwrite."""
+
+
+def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen = set()
+    for key, _ in node.value:
+        if key.value in seen:
+            raise UserError(f"line {key.start_mark.line + 1}: key {key.value!r} stands twice")
+        seen.add(key.value)
+    return loader.construct_mapping(node, deep=True)
+
+
+_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML (or JSON) file whose top is a mapping. Raises UserError that names the file."""
+    try:
+        value = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected keys and values, found {type(value).__name__}")
+    return value
+
+
+def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Bench:
+    """The benchmark that a file describes, checked.
+
+    ``overrides`` replaces values by the same nesting (Snakemake's ``--config``).
+    Raises UserError: one line, with the file, the path of the key and what is allowed.
+    """
+    try:
+        bench = parse(Bench, _merged(read_yaml(path), overrides or {}))
+        check(bench, load_hardware(bench.hardware))
+    except UserError as error:
+        prefix = "" if str(error).startswith(str(path)) else f"{path}: "
+        raise UserError(f"{prefix}{error}") from None
+    return bench
+
+
+def load_hardware(path: str | Path) -> Hardware:
+    try:
+        return parse(Hardware, read_yaml(path))
+    except UserError as error:
+        prefix = "" if str(error).startswith(str(path)) else f"{path}: "
+        raise UserError(f"{prefix}{error}") from None
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        nested = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merged(old, value) if nested else value  # type: ignore[arg-type]
+    return merged
+
+
+def parse(kind: type[Kind], value: Any) -> Kind:
+    """``value`` as ``kind``; raises UserError with the path of the first wrong key."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise UserError(_explain(kind, error)) from None
+
+
+def _explain(kind: type[BaseModel], error: ValidationError) -> str:
+    first, *others = error.errors()
+    where = [part for part in first["loc"] if part != "[key]"]
+    path = ".".join(str(part) for part in where)
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(sorted(_fields(kind, where[:-1])))
+        what = f"unknown key; allowed: {known}"
+    elif first["type"] == "missing":
+        what = "missing; it has no default"
+    else:
+        what = f"{first['msg']}, not {first['input']!r}"
+    more = f" (and {len(others)} more)" if others else ""
+    return f"{path}: {what}{more}"
+
+
+def _fields(kind: type[BaseModel], path: Iterable[str | int]) -> list[str]:
+    """Keys allowed at ``path`` inside ``kind``; names and indices of containers are passed over."""
+    fields = kind.model_fields
+    for part in path:
+        if part in fields:
+            inner = _model_in(fields[str(part)].annotation)
+            fields = inner.model_fields if inner else {}
+    return [field.alias or name for name, field in fields.items()]
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    arguments = getattr(annotation, "__args__", ())
+    return next((found for inner in arguments if (found := _model_in(inner))), None)
+
+
+def check(bench: Bench, hardware: Hardware) -> None:
+    """What types alone cannot say. Raises UserError with the path of the key."""
+    model, clips, vae = bench.model, bench.clips, bench.vae
+    custom = (model.depth, model.width, model.heads)
+    if model.size is None and None in custom:
+        raise UserError("model.size: null needs model.depth, model.width and model.heads")
+    if model.size is not None and custom != (None, None, None):
+        raise UserError(
+            f"model.size: {model.size} fixes depth, width and heads; set size: null to give them"
+        )
+    depth, width, heads = dimensions(model)
+    if depth % 2:
+        raise UserError(f"model.depth: {depth} is odd; blocks are spatial and temporal in turn")
+    if width % heads:
+        divisors = ", ".join(str(n) for n in range(1, min(width, 64) + 1) if width % n == 0)
+        raise UserError(
+            f"model.heads: {heads} does not divide model.width {width}; allowed: {divisors}"
+        )
+    if width % 4:
+        raise UserError(
+            f"model.width: {width}; sin-cos tables of two axes need a multiple of 4"
+        )
+    if model.top_k > model.experts:
+        raise UserError(
+            f"model.top_k: {model.top_k} is more than model.experts; allowed: 1 to {model.experts}"
+        )
+    unit = vae.factor * model.patch
+    if clips.size % unit:
+        raise UserError(
+            f"clips.size: {clips.size} pixels; must be a multiple of {unit} "
+            f"(VAE factor {vae.factor} x patch {model.patch})"
+        )
+    for channels in vae.block_out_channels:
+        if channels % vae.norm_num_groups:
+            raise UserError(
+                f"vae.norm_num_groups: {vae.norm_num_groups} does not divide {channels} "
+                "of vae.block_out_channels"
+            )
+    for name, target in bench.targets.items():
+        _check_target(f"targets.{name}", target, hardware)
+    known = ", ".join(bench.targets)
+    if bench.latents.target not in bench.targets:
+        raise UserError(f"latents.target: {bench.latents.target!r} is no target; allowed: {known}")
+    if bench.baseline not in bench.cells:
+        cells = ", ".join(bench.cells)
+        raise UserError(f"baseline: {bench.baseline!r} is no cell; allowed: {cells}")
+
+
+def _check_target(path: str, target: Target, hardware: Hardware) -> None:
+    if target.card not in hardware.cards:
+        cards = ", ".join(hardware.cards)
+        raise UserError(f"{path}.card: {target.card!r} is not in hardware.yaml; allowed: {cards}")
+    if len(set(target.variants)) < len(target.variants):
+        raise UserError(f"{path}.variants: {target.variants} names one cell twice")
+    if target.baseline_variant not in target.variants:
+        raise UserError(
+            f"{path}.baseline_variant: {target.baseline_variant} is none of its variants; "
+            f"allowed: {', '.join(map(str, target.variants))}"
+        )
+    if target.gpus_free > target.gpus_total:
+        raise UserError(
+            f"{path}.gpus_free: {target.gpus_free} is more than gpus_total {target.gpus_total}"
+        )
+    if target.enabled and target.gpus_free < target.gpus:
+        raise UserError(
+            f"{path}.gpus_free: {target.gpus_free}, but a run takes {target.gpus}; "
+            "free cards, lower gpus, or set enabled: false with a reason"
+        )
+    if not target.enabled and not target.reason:
+        raise UserError(f"{path}.reason: missing; a target with enabled: false says why")

@@ -1,0 +1,1 @@
+"""Records to derived numbers; no torch here."""

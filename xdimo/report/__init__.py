@@ -1,0 +1,1 @@
+"""Derived numbers to tables and plots; no torch here."""

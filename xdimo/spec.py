@@ -1,0 +1,227 @@
+"""The spec of a run: self-contained, named by content, holding only what changes the run."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from xdimo.config import Bench, Cell, Mode, Precision, Strict, dimensions, split_run
+from xdimo.errors import UserError
+from xdimo.files import content_hash, file_hash, read_json
+from xdimo.load import parse
+
+SCHEMA = 1
+
+
+class ModelSpec(Strict):
+    size: str  # "S/2", or "custom"
+    depth: int
+    width: int
+    heads: int
+    patch: int
+    experts: int  # 1 = dense
+    top_k: int
+
+
+class VaeSpec(Strict):
+    id: str  # sha256 of the weights file, or "random:<seed>"
+    block_out_channels: list[int]
+    layers_per_block: int
+    latent_channels: int
+    norm_num_groups: int
+    scaling_factor: float
+
+    @property
+    def random(self) -> bool:
+        return self.id.startswith("random:")
+
+
+class DataSpec(Strict):
+    mode: Mode
+    dataset: str  # content of the manifest: hash over the usable videos
+    latents: str | None  # name of the cached latents; None in online mode
+    frames: int
+    interval: int
+    size: int  # pixels
+    flip: bool
+
+
+class StepsSpec(Strict):
+    warmup: int
+    timed: int
+    checkpoint_every: int | None
+
+
+class OptimizerSpec(Strict):
+    learning_rate: float
+    ema_decay: float
+    clip_norm: float
+    clip_from_step: int
+
+
+class RunSpec(Strict):
+    schema_version: Literal[1] = Field(alias="schema")
+    campaign: str
+    run: str
+    cell: str
+    target: str
+    card: str
+    device: Literal["cuda", "cpu"]
+    gpus: int
+    clips_per_gpu: int
+    model: ModelSpec
+    vae: VaeSpec
+    data: DataSpec
+    precision: Precision
+    implementation: str
+    steps: StepsSpec
+    optimizer: OptimizerSpec
+    workers: int
+    seed: int
+    environment: dict[str, str]
+
+    @property
+    def global_batch(self) -> int:
+        """Clips an optimizer step consumes."""
+        return self.gpus * self.clips_per_gpu
+
+    @property
+    def latent_size(self) -> int:
+        """Latent positions a side."""
+        return self.data.size // int(2 ** (len(self.vae.block_out_channels) - 1))
+
+    @property
+    def tokens_per_clip(self) -> int:
+        """One token = one patch of the latent of one frame."""
+        return int(self.data.frames * (self.latent_size // self.model.patch) ** 2)
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", by_alias=True)
+
+    @property
+    def hash(self) -> str:
+        """``sha256:<hex>`` over the content, wherever the file lies and whoever wrote it."""
+        return content_hash(self.to_json())
+
+
+def plan(bench: Bench, run: str) -> dict[str, Any]:
+    """What the config says of a run: its spec without the hashes of data and VAE weights.
+
+    Raises UserError where ``run`` names no cell of the matrix, or no repeat of it.
+    """
+    name, repeat = split_run(run)
+    cell = cell_named(bench, name)
+    if repeat > bench.train.repeats:
+        raise UserError(f"run {run}: train.repeats is {bench.train.repeats}")
+    target, clips, vae, train = bench.targets[cell.target], bench.clips, bench.vae, bench.train
+    depth, width, heads = dimensions(bench.model)
+    return {
+        "schema": SCHEMA,
+        "campaign": bench.campaign,
+        "run": run,
+        "cell": cell.name,
+        "target": cell.target,
+        "card": target.card,
+        "device": target.device,
+        "gpus": target.gpus,
+        "clips_per_gpu": cell.clips_per_gpu,
+        "model": {
+            "size": bench.model.size or "custom",
+            "depth": depth,
+            "width": width,
+            "heads": heads,
+            "patch": bench.model.patch,
+            "experts": bench.model.experts,
+            "top_k": bench.model.top_k,
+        },
+        "vae": {
+            "id": f"random:{vae.seed}" if vae.random else None,
+            "block_out_channels": vae.block_out_channels,
+            "layers_per_block": vae.layers_per_block,
+            "latent_channels": vae.latent_channels,
+            "norm_num_groups": vae.norm_num_groups,
+            "scaling_factor": vae.scaling_factor,
+        },
+        "data": {
+            "mode": cell.mode,
+            "dataset": None,
+            "latents": None,
+            "frames": clips.frames,
+            "interval": clips.interval,
+            "size": clips.size,
+            "flip": clips.flip,
+        },
+        "precision": train.precision,
+        "implementation": train.implementation,
+        "steps": {
+            "warmup": train.warmup_steps,
+            "timed": train.timed_steps,
+            "checkpoint_every": train.checkpoint_every,
+        },
+        "optimizer": {
+            "learning_rate": train.learning_rate,
+            "ema_decay": train.ema_decay,
+            "clip_norm": train.clip_norm,
+            "clip_from_step": train.clip_from_step,
+        },
+        "workers": train.workers,
+        "seed": train.seed + repeat - 1,
+        "environment": target.environment,
+    }
+
+
+def cell_named(bench: Bench, name: str) -> Cell:
+    cell = bench.cells.get(name) or bench.twins.get(name)
+    if cell is None:
+        raise UserError(f"{name!r} is no cell; allowed: {', '.join([*bench.cells, *bench.twins])}")
+    return cell
+
+
+def resolve(planned: dict[str, Any], dataset: str, vae_weights: Path | None) -> RunSpec:
+    """A plan with its hashes filled in.
+
+    ``dataset``: the manifest's content hash. ``vae_weights``: the weights file that
+    ``xdimo.data.vae.locate`` found; None for random weights, whose id is their seed.
+    """
+    vae = dict(planned["vae"])
+    if vae["id"] is None:
+        if vae_weights is None:
+            raise UserError(f"run {planned['run']}: its VAE has weights; give --vae")
+        vae["id"] = file_hash(vae_weights)
+    data = dict(planned["data"], dataset=dataset)
+    if data["mode"] == "cached":
+        data["latents"] = latents_name(dataset, vae, data["size"], data["flip"])
+    return parse(RunSpec, {**planned, "vae": vae, "data": data})
+
+
+def latents_name(dataset: str, vae: dict[str, Any], size: int, flip: bool) -> str:
+    """Content name of cached latents: the same videos, VAE and transform give the same name."""
+    return content_hash({"dataset": dataset, "vae": vae, "size": size, "flip": flip})
+
+
+def read_spec(path: str | Path) -> RunSpec:
+    """Raises UserError that names the file and the wrong key."""
+    try:
+        return parse(RunSpec, read_json(path))
+    except UserError as error:
+        prefix = "" if str(error).startswith(str(path)) else f"{path}: "
+        raise UserError(f"{prefix}{error}") from None
+
+
+def is_current(planned: dict[str, Any], folder: Path, manifest: Path) -> bool:
+    """Whether ``folder`` holds a run of exactly this plan and dataset, whatever the files' times.
+
+    Lets a copied, pulled or rewritten spec of the same content rerun no training.
+    """
+    try:
+        ran = read_json(folder / "run.json")["spec"]
+        spec = read_spec(folder / "spec.json")
+        dataset = read_json(manifest)["dataset"]
+    except (UserError, KeyError, OSError):
+        return False
+    expected = {
+        **planned,
+        "vae": {**planned["vae"], "id": planned["vae"]["id"] or spec.vae.id},
+        "data": {**planned["data"], "dataset": dataset, "latents": spec.data.latents},
+    }
+    return bool(ran == spec.hash == content_hash(expected))
