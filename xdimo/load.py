@@ -1,6 +1,8 @@
 """One YAML file -> Bench, checked once, before any job. Every refusal is one line."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +13,6 @@ from xdimo.config import Bench, Hardware, Target, dimensions
 from xdimo.errors import UserError
 
 Kind = TypeVar("Kind", bound=BaseModel)
-
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -45,27 +46,35 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return value
 
 
-def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Bench:
-    """The benchmark that a file describes, checked.
+def load(files: str | Path | Sequence[str | Path], over: Mapping[str, Any] | None = None) -> Bench:
+    """The benchmark that one file describes, or several, later ones replacing single values.
 
-    ``overrides`` replaces values by the same nesting (Snakemake's ``--config``).
+    ``over`` replaces values in the same way (Snakemake's ``--config``).
     Raises UserError: one line, with the file, the path of the key and what is allowed.
     """
-    try:
-        bench = parse(Bench, _merged(read_yaml(path), overrides or {}))
+    paths = [files] if isinstance(files, str | Path) else list(files)
+    value: dict[str, Any] = {}
+    for path in paths:
+        value = _merged(value, read_yaml(path))
+    with naming(" + ".join(map(str, paths))):
+        bench = parse(Bench, _merged(value, over or {}))
         check(bench, load_hardware(bench.hardware))
-    except UserError as error:
-        prefix = "" if str(error).startswith(str(path)) else f"{path}: "
-        raise UserError(f"{prefix}{error}") from None
     return bench
 
 
 def load_hardware(path: str | Path) -> Hardware:
-    try:
+    with naming(path):
         return parse(Hardware, read_yaml(path))
+
+
+@contextmanager
+def naming(files: str | Path) -> Iterator[None]:
+    """Errors inside begin with the name of a file: their own, or this."""
+    try:
+        yield
     except UserError as error:
-        prefix = "" if str(error).startswith(str(path)) else f"{path}: "
-        raise UserError(f"{prefix}{error}") from None
+        named = re.match(r"\S+\.(ya?ml|json): ", str(error))
+        raise UserError(str(error) if named else f"{files}: {error}") from None
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,9 +145,7 @@ def check(bench: Bench, hardware: Hardware) -> None:
             f"model.heads: {heads} does not divide model.width {width}; allowed: {divisors}"
         )
     if width % 4:
-        raise UserError(
-            f"model.width: {width}; sin-cos tables of two axes need a multiple of 4"
-        )
+        raise UserError(f"model.width: {width}; sin-cos tables of two axes need a multiple of 4")
     if model.top_k > model.experts:
         raise UserError(
             f"model.top_k: {model.top_k} is more than model.experts; allowed: 1 to {model.experts}"

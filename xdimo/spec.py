@@ -5,12 +5,21 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from xdimo.config import Bench, Cell, Mode, Precision, Strict, dimensions, split_run
+from xdimo.config import Bench, Cell, Mode, Model, Precision, Strict, Vae, dimensions, split_run
 from xdimo.errors import UserError
 from xdimo.files import content_hash, file_hash, read_json
-from xdimo.load import parse
+from xdimo.load import naming, parse
 
 SCHEMA = 1
+
+
+class LatentsPlan(Strict):
+    """What the cached latents are made with."""
+
+    vae: Vae
+    size: int  # pixels
+    flip: bool
+    batch_frames: int
 
 
 class ModelSpec(Strict):
@@ -114,7 +123,6 @@ def plan(bench: Bench, run: str) -> dict[str, Any]:
     if repeat > bench.train.repeats:
         raise UserError(f"run {run}: train.repeats is {bench.train.repeats}")
     target, clips, vae, train = bench.targets[cell.target], bench.clips, bench.vae, bench.train
-    depth, width, heads = dimensions(bench.model)
     return {
         "schema": SCHEMA,
         "campaign": bench.campaign,
@@ -125,23 +133,8 @@ def plan(bench: Bench, run: str) -> dict[str, Any]:
         "device": target.device,
         "gpus": target.gpus,
         "clips_per_gpu": cell.clips_per_gpu,
-        "model": {
-            "size": bench.model.size or "custom",
-            "depth": depth,
-            "width": width,
-            "heads": heads,
-            "patch": bench.model.patch,
-            "experts": bench.model.experts,
-            "top_k": bench.model.top_k,
-        },
-        "vae": {
-            "id": f"random:{vae.seed}" if vae.random else None,
-            "block_out_channels": vae.block_out_channels,
-            "layers_per_block": vae.layers_per_block,
-            "latent_channels": vae.latent_channels,
-            "norm_num_groups": vae.norm_num_groups,
-            "scaling_factor": vae.scaling_factor,
-        },
+        "model": model_spec(bench.model).model_dump(),
+        "vae": {"id": f"random:{vae.seed}" if vae.random else None, **_shape(vae)},
         "data": {
             "mode": cell.mode,
             "dataset": None,
@@ -170,6 +163,42 @@ def plan(bench: Bench, run: str) -> dict[str, Any]:
     }
 
 
+def latents_plan(bench: Bench) -> LatentsPlan:
+    return LatentsPlan(
+        vae=bench.vae,
+        size=bench.clips.size,
+        flip=bench.clips.flip,
+        batch_frames=bench.latents.batch_frames,
+    )
+
+
+def model_spec(model: Model) -> ModelSpec:
+    """The dimensions of a checked model."""
+    depth, width, heads = dimensions(model)
+    return ModelSpec(
+        size=model.size or "custom",
+        depth=depth,
+        width=width,
+        heads=heads,
+        patch=model.patch,
+        experts=model.experts,
+        top_k=model.top_k,
+    )
+
+
+def vae_spec(vae: Vae, weights: Path | None) -> VaeSpec:
+    """``weights``: the file that ``xdimo.data.vae.locate`` found; None for random weights."""
+    if vae.random:
+        return VaeSpec(id=f"random:{vae.seed}", **_shape(vae))
+    if weights is None:
+        raise UserError(f"vae.weights: {vae.weights}: no weights file given")
+    return VaeSpec(id=file_hash(weights), **_shape(vae))
+
+
+def _shape(vae: Vae) -> dict[str, Any]:
+    return vae.model_dump(exclude={"weights", "seed"})
+
+
 def cell_named(bench: Bench, name: str) -> Cell:
     cell = bench.cells.get(name) or bench.twins.get(name)
     if cell is None:
@@ -186,7 +215,7 @@ def resolve(planned: dict[str, Any], dataset: str, vae_weights: Path | None) -> 
     vae = dict(planned["vae"])
     if vae["id"] is None:
         if vae_weights is None:
-            raise UserError(f"run {planned['run']}: its VAE has weights; give --vae")
+            raise UserError(f"run {planned['run']}: its VAE has weights; give --vae <folder>")
         vae["id"] = file_hash(vae_weights)
     data = dict(planned["data"], dataset=dataset)
     if data["mode"] == "cached":
@@ -201,11 +230,13 @@ def latents_name(dataset: str, vae: dict[str, Any], size: int, flip: bool) -> st
 
 def read_spec(path: str | Path) -> RunSpec:
     """Raises UserError that names the file and the wrong key."""
-    try:
+    with naming(path):
         return parse(RunSpec, read_json(path))
-    except UserError as error:
-        prefix = "" if str(error).startswith(str(path)) else f"{path}: "
-        raise UserError(f"{prefix}{error}") from None
+
+
+def dataset_in(manifest: str | Path) -> str | None:
+    """The content hash that a manifest carries; None where there is no manifest yet."""
+    return str(read_json(manifest)["dataset"]) if Path(manifest).exists() else None
 
 
 def is_current(planned: dict[str, Any], folder: Path, manifest: Path) -> bool:
@@ -216,12 +247,11 @@ def is_current(planned: dict[str, Any], folder: Path, manifest: Path) -> bool:
     try:
         ran = read_json(folder / "run.json")["spec"]
         spec = read_spec(folder / "spec.json")
-        dataset = read_json(manifest)["dataset"]
     except (UserError, KeyError, OSError):
         return False
     expected = {
         **planned,
         "vae": {**planned["vae"], "id": planned["vae"]["id"] or spec.vae.id},
-        "data": {**planned["data"], "dataset": dataset, "latents": spec.data.latents},
+        "data": {**planned["data"], "dataset": dataset_in(manifest), "latents": spec.data.latents},
     }
     return bool(ran == spec.hash == content_hash(expected))

@@ -1,0 +1,76 @@
+"""XDiMo: from a folder of videos to a table of training speeds, one GPU type a row.
+
+    snakemake                                    everything of config/config.yaml
+    snakemake --configfile config/demo.yaml      another matrix, under its own results folder
+    snakemake gpu_h200                           one target; gpu_h200-bs4: one cell
+    snakemake -R train_gpu_h200 -- gpu_h200      measure a target again; earlier attempts are kept
+
+data.smk     videos -> manifest -> latents
+train.smk    spec -> run -> metrics, once a repeat
+report.smk   metrics -> plots, tables
+"""
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+
+sys.path.insert(0, workflow.basedir)
+
+from xdimo.errors import UserError
+from xdimo.load import load
+
+
+# Files given with --configfile, later ones replacing single values, and then --config.
+CONFIGS = [os.path.relpath(path) for path in workflow.configfiles] or ["config/config.yaml"]
+OVERRIDE = workflow.config_settings.config
+
+try:
+    BENCH = load(CONFIGS, OVERRIDE)
+except UserError as error:
+    sys.exit(str(error))
+
+# `python` in a rule is the one that runs this, activated or not; a conda environment of the rule's
+# own comes before it.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+# How a verb reads the same config.
+FROM_CONFIG = f"--config {shlex.join(CONFIGS)}"
+if OVERRIDE:
+    FROM_CONFIG += f" --override {shlex.quote(json.dumps(OVERRIDE))}"
+
+RESULTS = BENCH.results
+RUNS = BENCH.runs_folder
+LOGS = f"{RESULTS}/logs/{BENCH.campaign}"
+MANIFEST = f"{RESULTS}/data/manifest.json"
+LATENTS = f"{RESULTS}/data/latents/index.json"
+
+
+wildcard_constraints:
+    repeat=r"[1-9][0-9]*",
+
+
+localrules:
+    all,
+
+
+rule all:
+    """The summary of every target that is in service."""
+    default_target: True
+    input:
+        f"{RESULTS}/summary.md",
+
+
+include: "workflow/rules/data.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/report.smk"
+
+
+# What was measured is always shown, also after a failure or when one target alone was asked for.
+onsuccess:
+    shell("python -m xdimo plot {FROM_CONFIG} > /dev/null && python -m xdimo report {FROM_CONFIG}")
+
+
+onerror:
+    shell("python -m xdimo plot {FROM_CONFIG} > /dev/null && python -m xdimo report {FROM_CONFIG}")

@@ -1,0 +1,55 @@
+"""A rank whose training ends in the way it is told: python faulty_rank.py <fault> <spec> <folder>.
+
+Everything around it is real: the parent, torchrun, and the rank's own error handling.
+"""
+
+import os
+import signal
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xdimo.errors import DataError, UserError
+from xdimo.train import rank
+from xdimo.train.outcome import LossNotFinite
+
+
+def fail(fault: str, folder: Path) -> None:
+    if os.environ["RANK"] == "0" and os.environ["WORLD_SIZE"] == "2":
+        time.sleep(120)  # waits for the rank that fails, as in a collective
+    if fault == "hang":
+        time.sleep(120)
+    if fault == "sigkill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "silent":
+        return  # exit 0 with half a log
+    errors = {
+        "oom": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        "nan": LossNotFinite("step 7: loss nan, gradient norm nan"),
+        "data": DataError("shard x.safetensors: sha256 differs"),
+        "config": UserError("top_k: the spec says 2, the run does 1"),
+        "comm": torch.distributed.DistBackendError("NCCL error: unhandled system error"),
+        "crash": ValueError("deep down\nsecond line"),
+    }
+    raise errors[fault]
+
+
+def main() -> None:
+    fault, spec, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+
+    def train(spec: Any, *, folder: Path, **arguments: Any) -> None:
+        (folder / "log.jsonl").write_text('{"event": "header"}\n')
+        fail(fault, folder)
+
+    loop = types.ModuleType("xdimo.train.loop")
+    loop.train = train  # type: ignore[attr-defined]
+    sys.modules[loop.__name__] = loop
+    rank.run(spec, folder)
+
+
+if __name__ == "__main__":
+    main()

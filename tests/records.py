@@ -1,0 +1,194 @@
+"""Synthetic runs, true to the format on disk, for tests and benchmarks of measure and report."""
+
+import hashlib
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from xdimo.config import Bench, Hardware
+from xdimo.files import content_hash, write_json
+from xdimo.load import load, load_hardware
+from xdimo.measure.records import ANSWERS
+from xdimo.model.flops import parameters
+from xdimo.spec import RunSpec, plan, resolve
+
+ROOT = Path(__file__).resolve().parent.parent
+DATASET = content_hash("the test's videos")
+DEVICES = {
+    "rtx6000ada": "NVIDIA RTX 6000 Ada Generation",
+    "h200": "NVIDIA H200",
+    "rtx_pro6000": "NVIDIA RTX PRO 6000 Blackwell Server Edition",
+    "cpu": "AMD EPYC 9554",
+}
+MEMORY_GIB = {"rtx6000ada": 47.4, "h200": 139.8, "rtx_pro6000": 95.0}
+CODE = {"commit": "b65cc40" + 33 * "0", "dirty": False, "package": content_hash("package")}
+
+
+def hardware() -> Hardware:
+    return load_hardware(ROOT / "config/hardware.yaml")
+
+
+def bench(results: Path, config: str = "config.yaml", **changes: Any) -> Bench:
+    """A config of the project with its results in ``results``, and few steps."""
+    steps = {"train": {"warmup_steps": 2, "timed_steps": 20, **changes.pop("train", {})}}
+    places = {
+        "results": str(results),
+        "hardware": str(ROOT / "config/hardware.yaml"),
+        "history": str(ROOT / "config/history.csv"),
+    }
+    return load(ROOT / "config" / config, {**places, **steps, **changes})
+
+
+def spec_of(bench: Bench, run: str) -> RunSpec:
+    return resolve(plan(bench, run), DATASET, None)
+
+
+def write_run(
+    bench: Bench,
+    run: str,
+    *,
+    step_s: float = 0.05,
+    outcome: str = "ok",
+    reason: str | None = None,
+    attempt: int = 1,
+    devices: list[str] | None = None,
+    code: dict[str, Any] = CODE,
+    effective: dict[str, Any] | None = None,
+) -> Path:
+    """One ended attempt, and the run's own run.json where the outcome is an answer."""
+    spec = spec_of(bench, run)
+    folder = Path(bench.runs_folder) / run
+    write_json(folder / "spec.json", spec.to_json())
+    inside = folder / "attempts" / str(attempt)
+    inside.mkdir(parents=True)
+    lines = log_lines(spec, step_s, devices, code, effective or {})
+    if outcome != "ok":
+        lines = lines[:6]
+    log = "".join(json.dumps(line) + "\n" for line in lines)
+    (inside / "log.jsonl").write_text(log, encoding="utf-8")
+    (inside / "output.log").write_text("console\n", encoding="utf-8")
+    facts = {
+        "schema": 1,
+        "run": run,
+        "spec": spec.hash,
+        "outcome": outcome,
+        "reason": reason,
+        "attempt": attempt,
+        "job": None,
+        "host": "node1",
+        "started": "2026-11-24T10:00:00Z",
+        "ended": "2026-11-24T10:01:00Z",
+        "log": "log.jsonl",
+        "log_sha256": "sha256:" + hashlib.sha256(log.encode()).hexdigest(),
+        "code": code,
+        "cause": [],
+    }
+    write_json(inside / "run.json", facts)
+    if outcome in ANSWERS:
+        write_json(folder / "run.json", {**facts, "log": f"attempts/{attempt}/log.jsonl"})
+    return folder
+
+
+def log_lines(
+    spec: RunSpec,
+    step_s: float,
+    devices: list[str] | None,
+    code: dict[str, Any],
+    effective: dict[str, Any],
+) -> list[dict[str, Any]]:
+    noise = random.Random(spec.run)
+    counts = parameters(
+        spec.model,
+        frames=spec.data.frames,
+        latent_size=spec.latent_size,
+        latent_channels=spec.vae.latent_channels,
+    )
+    header = {
+        "event": "header",
+        "schema": 1,
+        "spec": spec.hash,
+        "run": spec.run,
+        "attempt": 1,
+        "started": "2026-11-24T10:00:00Z",
+        "host": "node1",
+        "code": code,
+        "versions": {"python": "3.11.9", "torch": "2.14.1", "cuda": "13.0", "driver": None},
+        "devices": devices or [DEVICES[spec.card]] * spec.gpus,
+        "declared": {"precision": spec.precision},
+        "effective": {
+            "parameters": counts.total,
+            "trainable_parameters": counts.trainable,
+            "precision": spec.precision,
+            "experts": spec.model.experts,
+            "top_k": spec.model.top_k,
+            "world_size": spec.gpus,
+            "clips_per_gpu": spec.clips_per_gpu,
+            "data_mode": spec.data.mode,
+            "dataset": spec.data.dataset,
+            "implementation": spec.implementation,
+            "vae": spec.vae.id,
+            **effective,
+        },
+        "seed": spec.seed,
+    }
+    warmup, last = spec.steps.warmup, spec.steps.warmup + spec.steps.timed
+    steps = [
+        {
+            "event": "step",
+            "step": step,
+            "phase": "warmup" if step <= warmup else "timed",
+            "step_s": step_s * noise.uniform(0.98, 1.03) * (8 if step == 1 else 1),
+            "data_wait_s": step_s * noise.uniform(0, 0.01),
+            "loss": 1 / step + noise.uniform(0, 0.05),
+            "grad_norm": 0.4,
+            "lr": 1e-4,
+            "epoch": 0,
+        }
+        for step in range(1, last + 1)
+    ]
+    wall_s = 1.01 * sum(step["step_s"] for step in steps[warmup:])
+    window = {
+        "event": "window",
+        "phase": "timed",
+        "first_step": warmup + 1,
+        "last_step": last,
+        "wall_s": wall_s,
+    }
+    memory = [_memory(spec, rank) for rank in range(spec.gpus)]
+    return [header, *steps, window, *memory, {"event": "footer", "steps": last, "wall_s": 60.0}]
+
+
+def _memory(spec: RunSpec, rank: int) -> dict[str, Any]:
+    names = ("allocated_gib", "reserved_gib", "peak_allocated_gib", "peak_reserved_gib")
+    figures: dict[str, Any] = dict.fromkeys((*names, "device_gib"))
+    if spec.device == "cuda":
+        used = 2.5 + 1.2 * spec.clips_per_gpu + 0.1 * rank
+        figures = {name: used + 0.3 * index for index, name in enumerate(names)}
+        figures["device_gib"] = MEMORY_GIB[spec.card]
+    return {"event": "memory", "rank": rank, **figures, "host_peak_gib": 1.5 + 0.01 * rank}
+
+
+def write_manifest(bench: Bench, dataset: str = DATASET) -> None:
+    videos = [
+        {"path": "faces/一.avi", "sha256": 64 * "1", "status": "usable", "reason": None},
+        {"path": "b|ar.mp4", "sha256": 64 * "2", "status": "short", "reason": "17 frames < 48"},
+        {"path": "empty.mp4", "sha256": 64 * "3", "status": "unreadable", "reason": "0 bytes"},
+    ]
+    counts = {
+        "files": 3,
+        "readable": 2,
+        "usable": 1,
+        "short": 1,
+        "duplicate": 0,
+        "unreadable": 1,
+    }
+    manifest = {
+        "schema": 1,
+        "folder": "videos",
+        "dataset": dataset,
+        "window": 48,
+        "counts": counts,
+        "videos": videos,
+    }
+    write_json(Path(bench.results) / "data" / "manifest.json", manifest)

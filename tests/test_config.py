@@ -1,0 +1,154 @@
+"""Every wrong config is refused before any job, in one line that names the key."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT, SMALL
+from xdimo.config import Bench, reference_table
+from xdimo.errors import UserError
+from xdimo.load import load, load_hardware
+
+
+def test_matrix_is_the_one_of_the_first_benchmark() -> None:
+    bench = load(ROOT / "config/config.yaml", HERE)
+    assert list(bench.cells) == [
+        "gpu_6000ada-bs1",
+        "gpu_6000ada-bs2",
+        "gpu_h200-bs1",
+        "gpu_h200-bs4",
+        "gpu_pro6000-bs1",
+        "gpu_pro6000-bs2",
+    ]
+    assert {name: target.gpus for name, target in bench.targets.items()} == {
+        "gpu_6000ada": 4,
+        "gpu_h200": 4,
+        "gpu_pro6000": 4,
+    }
+    assert [target.gpus_free for target in bench.targets.values()] == [8, 5, 7]
+    assert [target.queue for target in bench.targets.values()] == list(bench.targets)
+    assert (bench.cpus_per_gpu, bench.pending_limit) == (8, 1)
+    assert bench.dataset.expected_videos == 704
+    assert (bench.clips.frames, bench.clips.interval, bench.clips.size) == (16, 3, 256)
+    assert (bench.model.size, bench.model.experts, bench.model.top_k) == ("S/2", 4, 2)
+
+
+def test_legacy_rows_are_cells_as_they_were_run() -> None:
+    bench = load(ROOT / "config/legacy.yaml", HERE)
+    runs = [(bench.targets[c.target].gpus, c.clips_per_gpu, c.mode) for c in bench.cells.values()]
+    assert runs == [(8, 1, "online"), (2, 1, "online")]
+    assert bench.train.precision == "tf32"
+    assert bench.train.implementation == "reference"
+
+
+def test_repeats_are_interleaved(small_bench: Bench) -> None:
+    assert small_bench.runs(small_bench.cells) == [
+        *(f"{cell}-r1" for cell in small_bench.cells),
+        *(f"{cell}-r2" for cell in small_bench.cells),
+    ]
+
+
+# key, value put there, what the one line must say
+REFUSED = [
+    ("train.warmup_step", 3, "train.warmup_step: unknown key; allowed: checkpoint_every, "),
+    ("targets.cpu_1.gpu", 3, "targets.cpu_1.gpu: unknown key; allowed: baseline_variant, "),
+    ("campaign", None, "campaign: missing"),
+    ("targets.cpu_1.gpus", "4", "targets.cpu_1.gpus: Input should be a valid integer, not '4'"),
+    ("targets.cpu_1.gpus", 0, "targets.cpu_1.gpus: Input should be greater than or equal to 1"),
+    ("train.precision", "fp8", "train.precision: Input should be 'fp32', 'tf32' or 'bf16'"),
+    ("model.heads", 3, "model.heads: 3 does not divide model.width 16; allowed: 1, 2, 4, 8, 16"),
+    ("model.depth", 3, "model.depth: 3 is odd"),
+    ("model.top_k", 5, "model.top_k: 5 is more than model.experts; allowed: 1 to 4"),
+    ("model.size", "S/2", "model.size: S/2 fixes depth, width and heads"),
+    ("model.size", "M/2", "model.size: Input should be 'S/2', 'B/2', 'L/2' or 'XL/2'"),
+    ("clips.size", 18, "clips.size: 18 pixels; must be a multiple of 4"),
+    ("clips.frames", 0, "clips.frames: Input should be greater than or equal to 1"),
+    ("vae.norm_num_groups", 3, "vae.norm_num_groups: 3 does not divide 4"),
+    ("targets.cpu_1.card", "h300", "targets.cpu_1.card: 'h300' is not in hardware.yaml; allowed: "),
+    ("targets.cpu_1.variants", [1, 1], "targets.cpu_1.variants: [1, 1] names one cell twice"),
+    ("targets.cpu_1.baseline_variant", 3, "targets.cpu_1.baseline_variant: 3 is none of its"),
+    ("baseline", "cpu_3-bs1", "baseline: 'cpu_3-bs1' is no cell; allowed: cpu_1-bs1, "),
+    ("latents.target", "gpu", "latents.target: 'gpu' is no target; allowed: cpu_1, cpu_2"),
+    ("targets.cpu_2.gpus_free", 1, "targets.cpu_2.gpus_free: 1, but a run takes 2"),
+    ("targets.cpu_2.gpus_free", 3, "targets.cpu_2.gpus_free: 3 is more than gpus_total 2"),
+    ("targets.cpu_2.enabled", False, "targets.cpu_2.reason: missing"),
+    ("targets.cpu_2.environment", {"A": 1}, "targets.cpu_2.environment.A: Input should be a valid"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "says"), REFUSED, ids=[row[0] for row in REFUSED])
+def test_refused(key: str, value: Any, says: str, tmp_path: Path) -> None:
+    config = copy.deepcopy(SMALL)
+    *parents, last = key.split(".")
+    inside = config
+    for parent in parents:
+        inside = inside[parent]
+    inside.pop(last, None)
+    if value is not None:
+        inside[last] = value
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError) as refusal:
+        load(path)
+    message = str(refusal.value)
+    assert message.startswith(f"{path}: {says}")
+    assert "\n" not in message
+
+
+def test_a_name_that_stands_twice_is_refused(small_config: Path) -> None:
+    text = small_config.read_text()
+    small_config.write_text(text.replace("  cpu_2:", "  cpu_1:"))
+    with pytest.raises(UserError, match=r"line \d+: key 'cpu_1' stands twice"):
+        load(small_config)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", ""])
+def test_a_file_that_is_no_config_is_named(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"^\S*odd\.yaml: "):
+        load(path)
+    with pytest.raises(UserError, match=r"absent\.yaml: no such file"):
+        load(tmp_path / "absent.yaml")
+
+
+def test_later_files_and_overrides_replace_single_values(
+    small_config: Path, tmp_path: Path
+) -> None:
+    more = tmp_path / "more.yaml"
+    more.write_text("train: {repeats: 5, timed_steps: 7}\n")
+    bench = load([small_config, more], {"train": {"timed_steps": 9}})
+    train = bench.train
+    assert (train.repeats, train.timed_steps, train.warmup_steps) == (5, 9, 2)
+
+
+def test_peaks_have_sources_and_an_unknown_device_has_none() -> None:
+    hardware = load_hardware(ROOT / "config/hardware.yaml")
+    for name, card in hardware.cards.items():
+        stated = {
+            key
+            for key in ("declared_peak_tflops", "memory_gb", "bandwidth_gb_s", "devices")
+            if getattr(card, key)
+        }
+        assert stated <= set(card.sources), name
+    assert hardware.tensor_peak_tflops("NVIDIA H200") == 989
+    assert hardware.tensor_peak_tflops("NVIDIA H200 NVL") is None
+
+
+def test_documented_keys_are_the_types_keys() -> None:
+    """config/README.md holds the table that the types give: key, default, meaning with unit."""
+    assert reference_table() in (ROOT / "config/README.md").read_text()
+
+
+def test_every_key_has_a_meaning() -> None:
+    assert "| None |" not in reference_table()
+
+
+# The paths in config files are relative to the checkout.
+HERE = {
+    "hardware": str(ROOT / "config/hardware.yaml"),
+    "history": str(ROOT / "config/history.csv"),
+}

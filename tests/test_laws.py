@@ -1,0 +1,144 @@
+"""What the documents promise of the code, held by a test."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from xdimo import config
+from xdimo.cli import parser
+
+# Who may import whom: a room, and the rooms below it.
+BELOW = {
+    "errors": set(),
+    "files": {"errors"},
+    "config": {"errors"},
+    "load": {"config", "errors"},
+    "spec": {"config", "load", "files", "errors"},
+    "data": {"config", "load", "spec", "files", "errors"},
+    "model": {"spec", "errors"},
+    "train": {"config", "data", "model", "spec", "files", "errors"},
+    "measure": {"config", "load", "model", "spec", "files", "errors"},
+    "report": {"config", "load", "measure", "model", "spec", "files", "errors"},
+}
+TORCH_FREE = ("errors", "files", "config", "load", "spec", "measure", "report")
+
+
+def modules() -> list[tuple[str, Path]]:
+    """Room and file of every module but the entry points."""
+    found = []
+    for path in sorted((ROOT / "xdimo").rglob("*.py")):
+        room = path.relative_to(ROOT / "xdimo").parts[0].removesuffix(".py")
+        if room not in ("__init__", "__main__", "cli"):
+            found.append((room, path))
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_imports_point_down() -> None:
+    for room, path in modules():
+        ours = {name.split(".")[1] for name in imported(path) if name.startswith("xdimo.")}
+        above = ours - BELOW[room] - {room, "__version__"}
+        assert not above, f"{path.relative_to(ROOT)} imports {above}"
+
+
+def test_only_the_workflow_imports_snakemake() -> None:
+    for _, path in modules():
+        assert not any(name.startswith("snakemake") for name in imported(path)), path
+
+
+def _loads(statement: str, forbidden: tuple[str, ...]) -> list[str]:
+    program = f"{statement}\nimport sys; print([n for n in {forbidden!r} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return list(ast.literal_eval(done.stdout.splitlines()[-1]))
+
+
+def test_workflow_and_report_need_no_torch() -> None:
+    names = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for room, path in modules()
+        if room in TORCH_FREE
+    ]
+    rules = "\n".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
+    names += re.findall(r"^from (xdimo\S*) import", rules, re.MULTILINE)
+    assert _loads(f"import {', '.join(names)}", ("torch", "timm", "diffusers", "decord")) == []
+
+
+def test_help_imports_nothing_heavy() -> None:
+    statement = "from xdimo.cli import parser; parser().format_help()"
+    assert _loads(statement, ("torch", "pandas", "timm", "numpy", "pydantic", "yaml")) == []
+
+
+def verbs() -> list[str]:
+    return list(parser()._subparsers._group_actions[0].choices)  # type: ignore[union-attr,arg-type]
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_every_verb_has_an_example_that_parses(verb: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args([verb, "--help"])
+    example = capsys.readouterr().out.split("example:\n")[1].split()
+    assert example[:2] == ["xdimo", verb]
+    parser().parse_args(example[1:])
+
+
+def test_every_config_key_is_read() -> None:
+    """A key that nothing reads would let a person believe it does something."""
+    files = [path for _, path in modules()] + [ROOT / "xdimo/cli.py", ROOT / "Snakefile"]
+    files += sorted((ROOT / "workflow").rglob("*.smk"))
+    code = "\n".join(path.read_text() for path in files)
+    kinds = [kind for kind in vars(config).values() if isinstance(kind, type)]
+    for kind in kinds:
+        if issubclass(kind, config.Strict) and kind is not config.Strict:
+            for name in kind.model_fields:
+                read = re.search(rf"\.{name}\b", code)
+                # Written out as a whole where every field of the section goes into the spec.
+                whole = kind is config.Vae and "vae.model_dump(" in code
+                assert read or whole, f"{kind.__name__}.{name} is read nowhere"
+
+
+def test_conda_environment_is_the_same_set() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    environment = yaml.safe_load((ROOT / "workflow/envs/xdimo.yaml").read_text())
+    assert environment["dependencies"][-1]["pip"] == project["dependencies"]
+
+
+def test_every_dependency_is_pinned_and_explained() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = (ROOT / "constraints.txt").read_text().lower().replace("_", "-")
+    explained = (ROOT / "docs/dependencies.md").read_text()
+    for requirement in project["dependencies"] + project["optional-dependencies"]["dev"]:
+        name = re.split(r"[>=<]", requirement)[0]
+        assert re.search(rf"^{name.lower()}==", pinned, re.MULTILINE), f"{name} is not pinned"
+        if not name.startswith("types-") and not name.endswith("-stubs"):
+            assert name in explained, f"{name} is not explained"
+
+
+def test_readme_fits_a_sitting_and_its_verbs_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    used = set(re.findall(r"^xdimo (\w+)|`xdimo (\w+)", text, re.MULTILINE))
+    assert used
+    assert {first or second for first, second in used} <= set(verbs())
+
+
+def test_documents_link_to_files_that_exist() -> None:
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "config/README.md"]:
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text()):
+            assert (path.parent / link).exists(), f"{path.name}: {link}"

@@ -1,0 +1,96 @@
+"""The plots: what stands in them, and that the same records draw the same bytes."""
+
+import re
+
+import pytest
+import records
+
+from xdimo.report import plots
+from xdimo.report.bars import bars
+from xdimo.report.cells import survey
+from xdimo.report.lines import step_times
+from xdimo.report.words import Words
+
+HARDWARE = records.hardware()
+EN = Words("en")
+
+
+@pytest.fixture
+def bench(tmp_path):
+    bench = records.bench(tmp_path / "results")
+    for repeat, factor in ((1, 1.0), (2, 1.1), (3, 1.2)):
+        records.write_run(bench, f"gpu_6000ada-bs1-r{repeat}", step_s=0.1 * factor)
+    records.write_run(bench, "gpu_h200-bs1-r1", step_s=0.05)
+    records.write_run(bench, "gpu_h200-bs4-r1", outcome="oom", reason="rank 0")
+    return bench
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def test_bars_are_the_measured_cells_and_gaps_are_labelled(bench):
+    view = survey(bench, HARDWARE)
+    axes = bars(view, "throughput", EN).axes[0]
+    expected = [
+        view.cells[name].samples_per_s.median for name in ("gpu_6000ada-bs1", "gpu_h200-bs1")
+    ]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx(expected)
+    assert texts(axes).count("pending") == 3 and "OOM: rank 0" in texts(axes)
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == list(bench.cells)
+
+
+def test_whiskers_span_the_repeats(bench):
+    view = survey(bench, HARDWARE)
+    axes = bars(view, "throughput", EN).axes[0]
+    spread = view.cells["gpu_6000ada-bs1"].samples_per_s
+    (whisker,) = axes.containers[1].lines[2] if axes.containers[1].has_xerr else ()
+    (segment,) = whisker.get_segments()
+    assert [segment[0][0], segment[1][0]] == pytest.approx([spread.low, spread.high])
+
+
+def test_the_baseline_is_marked_and_both_peaks_are_shown(bench):
+    view = survey(bench, HARDWARE)
+    assert "1.00× (baseline)" in texts(bars(view, "speedup", EN).axes[0])
+    axes = bars(view, "mfu", EN).axes[0]
+    marks = [line for line in axes.lines if line.get_marker() == "D"]
+    metrics = view.cells["gpu_6000ada-bs1"].metrics
+    assert [mark.get_xdata()[0] for mark in marks] == [100 * metrics["mfu_declared"]]
+    memory = bars(view, "memory", EN).axes[0]
+    assert max(bar.get_width() for bar in memory.patches) == 139.8  # the card's own
+
+
+def test_without_the_baseline_a_speedup_waits(bench):
+    view = survey(bench.model_copy(update={"baseline": "gpu_pro6000-bs1"}), HARDWARE)
+    axes = bars(view, "speedup", EN).axes[0]
+    assert not axes.patches and texts(axes).count("waits for gpu_pro6000-bs1") == 2
+
+
+def test_step_times_are_the_median_runs(bench):
+    figure = step_times(survey(bench, HARDWARE), EN)
+    first, second, third = figure.axes
+    assert len(first.lines[0].get_xdata()) == 22
+    assert texts(first) == ["bs1"] and texts(second) == ["bs1"] and texts(third) == ["pending"]
+
+
+def test_no_data_says_so(tmp_path):
+    view = survey(records.bench(tmp_path / "results"), HARDWARE)
+    axes = bars(view, "mfu", EN).axes[0]
+    assert not axes.patches and "no measurement yet" in axes.get_xlabel()
+
+
+def test_the_same_records_draw_the_same_bytes(bench, tmp_path):
+    first = plots.draw(bench, HARDWARE, tmp_path / "one")
+    second = plots.draw(bench, HARDWARE, tmp_path / "two")
+    assert {path.name for path in first} >= {"speedup.png", "speedup.svg", "steps.png"}
+    for one, two in zip(first, second, strict=True):
+        assert one.read_bytes() == two.read_bytes()
+    assert not re.search(rb"<dc:date>", (tmp_path / "one/mfu.svg").read_bytes())
+
+
+def test_without_a_chinese_font_an_old_chinese_plot_is_removed(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "cjk_font", lambda: None)
+    monkeypatch.setattr(plots, "PLOTS", ("speedup",))
+    (tmp_path / "speedup.zh.png").write_bytes(b"old")
+    plots.draw(bench, HARDWARE, tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("speedup*")) == ["speedup.png", "speedup.svg"]

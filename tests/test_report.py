@@ -1,0 +1,356 @@
+"""The summary: its states, its two languages, and every figure traced back to a log line."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import records
+
+from xdimo.config import SIZES
+from xdimo.files import content_hash, read_json, write_json
+from xdimo.report.summary import render, write
+from xdimo.report.tables import escaped
+from xdimo.report.words import DEFINITIONS, WORDS
+
+HARDWARE = records.hardware()
+NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return records.bench(tmp_path / "results")
+
+
+def summary(bench):
+    return render(bench, HARDWARE, "config/config.yaml")
+
+
+def rows_under(document: str, heading: str) -> list[list[str]]:
+    """Body cells of the first table under a heading."""
+    part = document.split(f"## {heading}\n", 1)[1]
+    lines = re.search(r"(?:^\|.*\n)+", part, re.MULTILINE)[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+
+
+def main_rows(document):
+    return rows_under(document, "Results: each target at its baseline variant")
+
+
+def best_rows(document):
+    return rows_under(document, "Best variant of each target")
+
+
+def measure(bench, cell: str, step_s: float) -> None:
+    """Three repeats, none in order of speed."""
+    for repeat, factor in ((1, 1.02), (2, 0.98), (3, 1.0)):
+        records.write_run(bench, f"{cell}-r{repeat}", step_s=step_s * factor)
+
+
+def recomputed(bench, cell: str) -> dict[str, float]:
+    """Figures of a cell's median run, from the raw lines alone."""
+    target = bench.targets[bench.cells[cell].target]
+    found = []
+    for repeat in (1, 2, 3):
+        folder = Path(bench.runs_folder) / f"{cell}-r{repeat}"
+        lines = [json.loads(line) for line in (folder / "attempts/1/log.jsonl").open()]
+        window = next(line for line in lines if line["event"] == "window")
+        steps = window["last_step"] - window["first_step"] + 1
+        clips = target.gpus * bench.cells[cell].clips_per_gpu
+        reserved = max(line["peak_reserved_gib"] for line in lines if line["event"] == "memory")
+        found.append(
+            {
+                "samples": steps * clips / window["wall_s"],
+                "memory": reserved,
+                "parameters": lines[0]["effective"]["parameters"],
+                "device": lines[0]["devices"][0],
+            }
+        )
+    return sorted(found, key=lambda figures: figures["samples"])[1]
+
+
+def flops_a_sample() -> float:
+    """docs/mfu.md's sum for S/2, 4 experts, top-2, written out again."""
+    depth, d, _ = SIZES["S/2"]
+    tokens = 16 * 256
+    layer = 8 * d * d + 2 * 16 * d * d + 2 * d * 4
+    attention = depth // 2 * tokens * 4 * d * (256 + 16)
+    ends = tokens * 2 * d * (16 + 32)
+    once = 2 * (256 * d + d * d + depth * 6 * d * d + 2 * d * d)
+    return 3 * (depth * tokens * layer + attention + ends + once)
+
+
+def shown(text: str) -> list[str]:
+    return NUMBER.findall(text.replace("`", " "))
+
+
+@pytest.mark.parametrize("table", ["main", "best"])
+def test_every_numeral_of_the_two_tables_is_made_again_from_the_logs(bench, table):
+    pace = {"gpu_6000ada": (0.12, 0.17), "gpu_h200": (0.06, 0.09), "gpu_pro6000": (0.08, 0.15)}
+    for target, times in pace.items():
+        for clips, step_s in zip(bench.targets[target].variants, times, strict=True):
+            measure(bench, f"{target}-bs{clips}", step_s)
+    cells = {
+        "main": ["gpu_6000ada-bs1", "gpu_h200-bs1", "gpu_pro6000-bs1"],
+        "best": ["gpu_6000ada-bs2", "gpu_h200-bs4", "gpu_pro6000-bs2"],
+    }[table]
+    like_for_like = {
+        "gpu_6000ada-bs2": ("gpu_6000ada-bs2", "gpu_6000ada-bs2", []),
+        "gpu_h200-bs4": ("gpu_h200-bs1", "gpu_6000ada-bs1", ["1"]),
+        "gpu_pro6000-bs2": ("gpu_pro6000-bs2", "gpu_6000ada-bs2", []),
+    }
+    document = summary(bench).en
+    rows = main_rows(document) if table == "main" else best_rows(document)
+    base = recomputed(bench, "gpu_6000ada-bs1")["samples"]
+    for cell, row in zip(cells, rows, strict=True):
+        figures = recomputed(bench, cell)
+        card = HARDWARE.card_of(figures["device"])
+        tensor, declared = card.devices[figures["device"]], card.declared_peak_tflops
+        achieved = figures["samples"] * flops_a_sample() / 1e12 / 4
+        shares = [(tensor, 100 * achieved / tensor), (declared, 100 * achieved / declared)]
+        both = tensor != declared
+        peak = [f"{declared:g}", f"{tensor:g}"] if both else [f"{tensor:g}"]
+        mfu = [text for against, share in shares for text in (f"{share:.2f}", f"{against:g}")]
+        samples = figures["samples"]
+        expected = [
+            shown(f"4 {card.label} {cell}"),
+            [f"{figures['parameters']:,}"],
+            [f"{figures['memory']:.2f}"],
+            peak,
+            [f"{samples * 4096:,.0f}", f"{samples:.2f}" if samples < 100 else f"{samples:.1f}"],
+            mfu if both else mfu[:1],
+            [f"{samples / base:.2f}"],
+        ]
+        if table == "best":
+            mine, theirs, named = like_for_like[cell]
+            ratio = recomputed(bench, mine)["samples"] / recomputed(bench, theirs)["samples"]
+            expected.append([f"{ratio:.2f}", *named])
+        assert [shown(text) for text in row] == expected
+
+
+def test_rows_name_the_median_run(bench):
+    measure(bench, "gpu_6000ada-bs1", 0.1)
+    assert "Rows from runs: `gpu_6000ada-bs1-r3`." in summary(bench).en
+
+
+def test_the_main_table_has_the_seven_columns_in_both_languages(bench):
+    document = summary(bench)
+    header = "硬件 模型参数 显存占用 硬件浮点峰值(FP16) token/样本吞吐量 MFU(浮点利用率) 加速比"
+    chinese = document.zh.split("## 结果：各硬件的基准配置\n\n", 1)[1].splitlines()[0]
+    assert chinese.replace("|", " ").split() == header.split()
+    english = document.en.split("baseline variant\n\n", 1)[1].splitlines()[0]
+    assert [cell.strip() for cell in english.strip("|").split("|")] == [
+        "Hardware",
+        "Parameters",
+        "Memory",
+        "FP16 peak",
+        "Throughput (tokens, samples)",
+        "MFU",
+        "Speedup",
+    ]
+
+
+def test_with_no_run_every_cell_is_pending(bench):
+    document = summary(bench)
+    assert [row[2] for row in main_rows(document.en)] == ["pending"] * 3
+    assert [row[6] for row in main_rows(document.en)] == ["pending"] * 3
+    assert main_rows(document.en)[0][3] == "91.1 declared / 364.2 tensor"
+    assert "待填" in document.zh and "pending" not in document.zh
+    command = "snakemake --profile profiles/lsf gpu_6000ada-bs1-online"
+    assert f"| `{command}`" in document.en
+    assert "no manifest yet" in document.en
+
+
+@pytest.mark.parametrize("change", ["nothing", "everything"])
+def test_both_languages_say_the_same_numbers_in_the_same_order(bench, change):
+    if change == "everything":
+        measure(bench, "gpu_6000ada-bs1", 0.001)
+        records.write_run(bench, "gpu_h200-bs1-r1", devices=["NVIDIA X9"] * 4)
+        records.write_run(bench, "gpu_h200-bs4-r1", outcome="oom", reason="2 GiB short")
+        records.write_run(
+            bench, "gpu_pro6000-bs1-r1", code={**records.CODE, "dirty": True}, attempt=2
+        )
+        records.write_manifest(bench)
+    document = summary(bench)
+
+    def numbers(text):
+        # The link to the other language is the one line that differs by intent.
+        return NUMBER.findall(text.replace("plots/", ""))
+
+    assert numbers(document.en) == numbers(document.zh)
+    assert len(numbers(document.en)) > 100
+
+
+def test_words_have_the_same_placeholders_in_both_languages():
+    for english, chinese in [*WORDS.values(), *DEFINITIONS]:
+        assert re.findall(r"{\w+}", english) == re.findall(r"{\w+}", chinese)
+        assert english and chinese
+
+
+def test_a_speedup_without_its_baseline_says_which_run_it_waits_for(bench):
+    records.write_run(bench, "gpu_h200-bs1-r1")
+    document = summary(bench)
+    assert main_rows(document.en)[1][6] == "waits for gpu_6000ada-bs1"
+    assert "等待 gpu_6000ada-bs1" in document.zh
+
+
+def test_an_oom_cell_reads_oom_and_its_reason(bench):
+    records.write_run(bench, "gpu_6000ada-bs1-r1", outcome="oom", reason="rank 2 | 47 GiB")
+    records.write_run(bench, "gpu_h200-bs1-r1")
+    rows = main_rows(summary(bench).en)
+    assert rows[0][2:3] + rows[0][4:] == [r"OOM: rank 2 \| 47 GiB", "OOM", "OOM", "OOM"]
+    assert rows[1][6] == r"waits for gpu_6000ada-bs1 (OOM: rank 2 \| 47 GiB)"
+
+
+def test_a_disabled_target_is_out_of_service_with_its_reason(tmp_path):
+    off = {"gpu_pro6000": {"enabled": False, "reason": "PSU replaced"}}
+    bench = records.bench(tmp_path / "results", targets=off)
+    records.write_run(bench, "gpu_pro6000-bs1-r1")
+    document = summary(bench)
+    row = main_rows(document.en)[2]
+    assert row[2] == "out of service: PSU replaced" and row[6] == "out of service"
+    assert "停用：PSU replaced" in document.zh
+
+
+def test_a_refused_record_shows_file_and_line_and_no_figure(bench):
+    folder = records.write_run(bench, "gpu_h200-bs1-r1")
+    log = folder / "attempts/1/log.jsonl"
+    log.write_text(log.read_text()[:-9])
+    document = summary(bench)
+    assert main_rows(document.en)[1][2] == "refused: attempts/1/log.jsonl line 29: cut off"
+    assert "samples/s |" not in document.en.split("Best variant")[0]
+    assert read_cell(document, "gpu_h200-bs1")["metrics"] is None
+
+
+def read_cell(document, name):
+    return next(cell for cell in document.data["cells"] if cell["cell"] == name)
+
+
+def test_a_run_of_a_config_edited_since_is_pending_again(bench, tmp_path):
+    records.write_run(bench, "gpu_h200-bs1-r1")
+    edited = records.bench(tmp_path / "results", train={"precision": "tf32"})
+    row = main_rows(summary(edited).en)[1]
+    assert row[2] == "pending (config or videos changed since run: precision)"
+    assert row[4] == "pending"
+
+
+def test_a_run_on_other_videos_is_pending_again(bench):
+    records.write_run(bench, "gpu_h200-bs1-r1")
+    records.write_manifest(bench, content_hash("other videos"))
+    row = main_rows(summary(bench).en)[1]
+    assert row[2] == "pending (config or videos changed since run: data.dataset)"
+
+
+def test_a_title_or_a_queue_changes_no_figure(bench, tmp_path):
+    records.write_run(bench, "gpu_h200-bs1-r1")
+    other = {"title": "Another", "targets": {"gpu_h200": {"queue": "q9", "walltime_min": 5}}}
+    edited = records.bench(tmp_path / "results", **other)
+    assert main_rows(summary(edited).en) == main_rows(summary(bench).en)
+
+
+def test_runs_that_the_config_no_longer_has_are_listed_without_figures(bench, tmp_path):
+    records.write_run(bench, "gpu_h200-bs1-r3")
+    fewer = records.bench(tmp_path / "results", train={"repeats": 1})
+    rows = rows_under(summary(fewer).en, "Run by run")
+    assert [row[:2] for row in rows][-1] == ["`gpu_h200-bs1-r3`", "not in the config"]
+    assert main_rows(summary(fewer).en)[1][2] == "pending"
+
+
+def test_a_begun_attempt_and_an_earlier_failure_are_said(bench):
+    records.write_run(bench, "gpu_h200-bs1-r1", outcome="crash", reason="segfault")
+    records.write_run(bench, "gpu_h200-bs1-r1", attempt=2)
+    begun = records.write_run(bench, "gpu_h200-bs4-r1")
+    (begun / "run.json").unlink()
+    (begun / "attempts/1/run.json").unlink()
+    rows = {row[0]: row for row in rows_under(summary(bench).en, "Run by run")}
+    assert rows["`gpu_h200-bs1-r1`"][1] == "ok; attempt 1: crash: segfault"
+    assert rows["`gpu_h200-bs4-r1`"][1] == "pending (begun, no outcome yet: attempts/1)"
+
+
+def test_mixed_and_dirty_code_are_warned_of(bench):
+    records.write_run(bench, "gpu_h200-bs1-r1")
+    assert "Warning" not in summary(bench).en
+    other = {"commit": None, "dirty": True, "package": content_hash("other")}
+    records.write_run(bench, "gpu_6000ada-bs1-r1", code=other)
+    document = summary(bench).en
+    assert "come from 2 versions of the code" in document
+    assert "uncommitted changes made `gpu_6000ada-bs1-r1`" in document
+
+
+def test_flags_stand_as_notes_under_the_tables(bench):
+    records.write_run(bench, "gpu_6000ada-bs1-r1", step_s=0.001)
+    records.write_run(bench, "gpu_h200-bs1-r1", devices=["NVIDIA X9"] * 4)
+    document = summary(bench)
+    assert "`gpu_6000ada-bs1-r1`: MFU over 100 %: declared" in document.en
+    assert "`gpu_h200-bs1-r1`: 未知的卡，因此没有 MFU：NVIDIA X9" in document.zh
+    assert main_rows(document.en)[1][5] == "n/a"
+
+
+def test_dataset_exclusions_and_a_random_vae_are_said(bench):
+    records.write_manifest(bench)
+    document = summary(bench).en
+    assert "3 files, 2 readable, 1 usable, 1 shorter than 48 frames" in document
+    assert rows_under(document, "Dataset")[0][1:] == ["short", "17 frames < 48"]
+    assert "**random VAE** (seed 0)" in document
+
+
+def test_the_demo_says_so_on_its_first_line(tmp_path, bench):
+    demo = records.bench(tmp_path / "demo", "demo.yaml")
+    for repeat in (1, 2):
+        records.write_run(demo, f"cpu_2-bs1-r{repeat}")
+    document = render(demo, HARDWARE, "config/demo.yaml")
+    assert document.en.splitlines()[0].startswith("**This is the demo**")
+    assert document.zh.splitlines()[0].startswith("**这是演示**")
+    assert "`snakemake --configfile config/demo.yaml -- cpu_1-bs1`" in document.en
+    assert main_rows(document.en)[1][2] == "1.51 GiB host"
+    assert not summary(bench).en.startswith("**")
+
+
+def test_the_historical_rows_show_claims_and_what_is_so(bench):
+    rows = rows_under(summary(bench).en, "Earlier measurements")
+    assert [row[4:8] for row in rows] == [
+        ["235", "25.2", "32 %", "0.87 %"],
+        ["86", "9.20", "4.3 %", "0.46 %"],
+    ]
+
+
+def test_the_four_files_hold_the_same_figures(bench, tmp_path):
+    measure(bench, "gpu_6000ada-bs1", 0.1)
+    write(summary(bench), tmp_path / "out")
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["summary.csv", "summary.json", "summary.md", "summary.zh.md"]
+    data = read_json(tmp_path / "out/summary.json")
+    metrics = data["cells"][0]["metrics"]
+    assert metrics["run"] == data["cells"][0]["median_run"] == "gpu_6000ada-bs1-r3"
+    lines = (tmp_path / "out/summary.csv").read_text().splitlines()
+    assert len(lines) == 1 + 6 + 3  # matrix and twins
+    assert str(metrics["samples_per_s"]) in lines[1]
+
+
+def test_record_links_lead_to_the_logs(bench):
+    records.write_run(bench, "gpu_h200-bs1-r1")
+    link = re.search(r"\[log.jsonl\]\((.*?)\)", summary(bench).en)[1]
+    assert (Path(bench.results) / link).read_text().startswith('{"event": "header"')
+
+
+def test_a_table_cell_cannot_be_broken_by_its_text():
+    assert escaped("a|b\nc") == r"a\|b c"
+
+
+def test_a_manifest_with_nothing_excluded_has_no_table_of_exclusions(bench):
+    records.write_manifest(bench)
+    path = Path(bench.results) / "data/manifest.json"
+    manifest = read_json(path)
+    write_json(path, {**manifest, "videos": manifest["videos"][:1]})
+    assert "not replaced by another video" not in summary(bench).en
+
+
+def test_like_for_like_is_at_the_largest_shared_batch_where_the_own_is_not_shared(tmp_path):
+    more = {"gpu_h200": {"variants": [1, 2, 8]}}
+    bench = records.bench(tmp_path / "results", targets=more)
+    for cell, step_s in {"gpu_6000ada-bs2": 0.2, "gpu_h200-bs2": 0.1, "gpu_h200-bs8": 0.1}.items():
+        measure(bench, cell, step_s)
+    row = best_rows(summary(bench).en)[1]
+    assert row[0] == "4 × H200 SXM, `gpu_h200-bs8` (2 of 3 variants measured)"
+    assert re.fullmatch(r"(1\.9|2\.0)\d× at bs2", row[7])
+    assert row[6] == "waits for gpu_6000ada-bs1"

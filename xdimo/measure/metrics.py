@@ -1,0 +1,157 @@
+"""Derived numbers of one run, from its record and the table of cards alone."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from xdimo.config import Hardware
+from xdimo.errors import UserError
+from xdimo.files import write_json
+from xdimo.measure.records import Log, Record, read_run
+from xdimo.model.flops import model_flops
+from xdimo.spec import RunSpec
+
+TERA = 1e12
+
+
+def derive(record: Record, hardware: Hardware) -> dict[str, Any]:
+    """metrics.json: how each figure is made stands beside its key.
+
+    A run that did not end ``ok`` has its outcome and no figures. None = not known; nothing is
+    clamped: an MFU over 1 stays as it is and is flagged.
+    """
+    spec, run = record.spec, record.run
+    metrics: dict[str, Any] = {
+        "schema": 1,
+        "run": run.run,
+        "cell": spec.cell,
+        "spec": run.spec,
+        "log_sha256": run.log_sha256,
+        "outcome": run.outcome,
+        "reason": run.reason,
+        "attempt": run.attempt,
+    }
+    if run.outcome == "ok" and record.log is not None:
+        speed = _speed(record.log, spec)
+        metrics |= speed | _memory(record.log) | _loss(record.log)
+        metrics |= _utilisation(record.log, spec, hardware, speed["samples_per_s"])
+        metrics["flags"] = _flags(record, hardware, metrics)
+    return metrics
+
+
+def write(run_json: Path, hardware: Hardware, output: Path) -> dict[str, Any]:
+    """metrics.json of the run that ``run_json`` (its rule's output) ended. Raises UserError."""
+    if not run_json.exists():
+        raise UserError(f"{run_json}: no such file")
+    metrics = derive(read_run(run_json.parent), hardware)
+    write_json(output, metrics)
+    return metrics
+
+
+def _timed(log: Log) -> pd.DataFrame:
+    return log.steps[log.steps["phase"] == "timed"]
+
+
+def _speed(log: Log, spec: RunSpec) -> dict[str, Any]:
+    assert log.window is not None and log.footer is not None
+    window, timed = log.window, _timed(log)
+    steps_per_s = window.steps / window.wall_s  # wall time: stalls count
+    samples_per_s = steps_per_s * spec.global_batch
+    return {
+        "timed_steps": window.steps,
+        "window_s": window.wall_s,
+        "total_s": log.footer.wall_s,
+        "global_batch": spec.global_batch,
+        "steps_per_s": steps_per_s,
+        "samples_per_s": samples_per_s,
+        "tokens_per_s": samples_per_s * spec.tokens_per_clip,
+        "median_step_s": float(timed["step_s"].median()),
+        "data_wait_share": float(timed["data_wait_s"].sum()) / window.wall_s,
+    }
+
+
+def _memory(log: Log) -> dict[str, Any]:
+    """GiB; each the largest rank's."""
+    return {
+        "memory_reserved_gib": _largest([m.peak_reserved_gib for m in log.memory]),
+        "memory_allocated_gib": _largest([m.peak_allocated_gib for m in log.memory]),
+        "memory_device_gib": _largest([m.device_gib for m in log.memory]),
+        "host_peak_gib": _largest([m.host_peak_gib for m in log.memory]),
+    }
+
+
+def _largest(values: list[float | None]) -> float | None:
+    """None where one rank's is not known: it might be the largest."""
+    known = [value for value in values if value is not None]
+    return max(known) if known and len(known) == len(values) else None
+
+
+def _loss(log: Log) -> dict[str, Any]:
+    """Medians of the first and the last tenth of the timed steps, at least one step each."""
+    losses = _timed(log)["loss"].astype(float)
+    tenth = max(1, len(losses) // 10)
+    start, end = losses.iloc[:tenth].median(), losses.iloc[-tenth:].median()
+    return {
+        "loss_start": None if pd.isna(start) else float(start),
+        "loss_end": None if pd.isna(end) else float(end),
+    }
+
+
+def _utilisation(
+    log: Log, spec: RunSpec, hardware: Hardware, samples_per_s: float
+) -> dict[str, Any]:
+    """MFU = model FLOP/s of the whole job / (devices x peak of one).
+
+    The peaks are those of the card that the *measured* device name belongs to, whatever card the
+    config meant. tf32 and fp32 runs are held against the same fp16/bf16 tensor peak.
+    """
+    assert log.header is not None
+    names = sorted(set(log.header.devices))
+    card = hardware.card_of(names[0]) if len(names) == 1 else None
+    tensor = hardware.tensor_peak_tflops(names[0]) if card else None
+    declared = card.declared_peak_tflops if card else None
+    flops = model_flops(
+        spec.model,
+        frames=spec.data.frames,
+        latent_size=spec.latent_size,
+        latent_channels=spec.vae.latent_channels,
+    )
+    tflops_per_s = samples_per_s * flops.training / TERA
+    dtype = f"{card.tensor_dtype}, {card.tensor_accumulate} accumulate" if card and tensor else None
+    return {
+        "parameters": log.header.effective.parameters,
+        "trainable_parameters": log.header.effective.trainable_parameters,
+        "device": ", ".join(names),
+        "devices": spec.gpus,
+        "card": card.label if card else None,
+        "peak_tensor_tflops": tensor,
+        "peak_tensor_dtype": dtype,
+        "peak_declared_tflops": declared,
+        "model_flops_per_sample": flops.training,
+        "model_tflops_per_s": tflops_per_s,
+        "mfu_tensor": tflops_per_s / (spec.gpus * tensor) if tensor else None,
+        "mfu_declared": tflops_per_s / (spec.gpus * declared) if declared else None,
+    }
+
+
+def _flags(record: Record, hardware: Hardware, metrics: dict[str, Any]) -> list[str]:
+    """What a reader must know of these figures: ``what`` or ``what: detail``."""
+    assert record.log is not None and record.log.header is not None
+    spec, devices = record.spec, set(record.log.header.devices)
+    flags = []
+    for peak in ("tensor", "declared"):
+        mfu = metrics[f"mfu_{peak}"]
+        if mfu is not None and mfu > 1:
+            flags.append(f"MFU over 100 %: {peak}")
+    if len(devices) > 1:
+        flags.append(f"devices differ: {metrics['device']}")
+    elif spec.device == "cuda" and metrics["card"] is None:
+        flags.append(f"unknown card: {metrics['device']}")
+    elif spec.device == "cuda" and metrics["card"] != hardware.cards[spec.card].label:
+        flags.append(f"not the target's card: {metrics['device']}")
+    if metrics["timed_steps"] != spec.steps.timed:
+        flags.append(f"window shorter than asked: {metrics['timed_steps']}/{spec.steps.timed}")
+    if record.run.code.dirty:
+        flags.append("code dirty")
+    return flags

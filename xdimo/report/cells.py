@@ -1,0 +1,199 @@
+"""The state of every run and cell of a campaign, from the files alone."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from xdimo.config import Bench, Cell, Hardware
+from xdimo.errors import UserError
+from xdimo.files import read_json
+from xdimo.measure.metrics import derive
+from xdimo.measure.records import Attempt, Record, attempts, outcome_path, read_run
+from xdimo.measure.repeats import Spread, spread
+from xdimo.spec import plan, read_spec
+
+
+@dataclass(frozen=True)
+class Run:
+    """``state``: an outcome of run.json, or pending, started, changed (the config is another
+    since), unplanned (the config has no such run) or refused (its record cannot be trusted).
+
+    Only a run in state ``ok`` has figures that tables use.
+    """
+
+    name: str
+    folder: Path
+    state: str
+    note: str | None = None
+    record: Record | None = None
+    metrics: dict[str, Any] | None = None
+    attempts: tuple[Attempt, ...] = ()
+
+
+@dataclass(frozen=True)
+class CellState:
+    """``state``: ``ok`` where at least one repeat is, else what stands in the figures' place."""
+
+    cell: Cell
+    state: str
+    note: str | None
+    runs: tuple[Run, ...]
+
+    @cached_property
+    def measured(self) -> list[Run]:
+        return [run for run in self.runs if run.state == "ok"]
+
+    @cached_property
+    def samples_per_s(self) -> Spread | None:
+        values = [run.metrics["samples_per_s"] for run in self.measured if run.metrics]
+        return spread(values) if self.state == "ok" else None
+
+    @cached_property
+    def median(self) -> Run | None:
+        """The run whose figures stand for the cell: the median one by samples/s."""
+        if self.samples_per_s is None:
+            return None
+        middle = self.samples_per_s.median
+        return next(r for r in self.measured if r.metrics and r.metrics["samples_per_s"] == middle)
+
+    @property
+    def metrics(self) -> dict[str, Any] | None:
+        return self.median.metrics if self.median else None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A campaign as its files stand now."""
+
+    bench: Bench
+    hardware: Hardware
+    folder: Path  # where its summary lies
+    runs_folder: Path
+    manifest: dict[str, Any] | None
+    cells: dict[str, CellState]  # the matrix, then the baselines in the other data mode
+    unplanned: tuple[Run, ...]
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for cell in self.cells.values() for run in cell.runs] + list(self.unplanned)
+
+    def variants(self, target: str) -> list[CellState]:
+        """The target's cells in the matrix, twins apart."""
+        return [self.cells[c.name] for c in self.bench.cells.values() if c.target == target]
+
+    def best(self, target: str) -> CellState | None:
+        """The variant with the most samples/s among those measured."""
+        measured = [cell for cell in self.variants(target) if cell.metrics]
+        return max(measured, key=lambda cell: _rate(cell) or 0.0, default=None)
+
+    def speedup(self, name: str, over: str) -> float | None:
+        """Ratio of samples/s; None where either cell has none."""
+        mine, base = _rate(self.cells[name]), _rate(self.cells[over])
+        return mine / base if mine is not None and base is not None else None
+
+    def same_batch(self, name: str) -> tuple[str, str] | None:
+        """Like for like: this target's cell and the baseline target's, at one batch a device.
+
+        The batch is the named cell's own, or else the largest that both targets have.
+        """
+        cell, base = self.bench.cells[name], self.bench.cells[self.bench.baseline]
+        mine = {c.cell.clips_per_gpu: c.cell.name for c in self.variants(cell.target)}
+        theirs = {c.cell.clips_per_gpu: c.cell.name for c in self.variants(base.target)}
+        both = mine.keys() & theirs.keys()
+        if not both:
+            return None
+        batch = cell.clips_per_gpu if cell.clips_per_gpu in both else max(both)
+        return mine[batch], theirs[batch]
+
+
+def _rate(cell: CellState) -> float | None:
+    return cell.samples_per_s.median if cell.samples_per_s else None
+
+
+def survey(bench: Bench, hardware: Hardware, records: Path | None = None) -> Survey:
+    """``records``: a folder that ``xdimo keep`` wrote, read instead of the config's own runs."""
+    folder = records or Path(bench.results)
+    runs = records or Path(bench.runs_folder)
+    manifest_path = (records or folder / "data") / "manifest.json"
+    manifest = read_json(manifest_path) if manifest_path.exists() else None
+    dataset = manifest["dataset"] if manifest else None
+    cells = {
+        cell.name: _cell(bench, hardware, runs, cell, dataset)
+        for cell in [*bench.cells.values(), *bench.twins.values()]
+    }
+    planned = {run.name for cell in cells.values() for run in cell.runs}
+    found = sorted(path.parent for path in runs.glob("*/spec.json"))
+    unplanned = tuple(
+        Run(path.name, path, "unplanned") for path in found if path.name not in planned
+    )
+    return Survey(bench, hardware, folder, runs, manifest, cells, unplanned)
+
+
+def _cell(
+    bench: Bench, hardware: Hardware, folder: Path, cell: Cell, dataset: str | None
+) -> CellState:
+    runs = tuple(
+        _run(bench, hardware, folder / name, name, dataset) for name in bench.runs([cell.name])
+    )
+    target = bench.targets[cell.target]
+    if not target.enabled:
+        return CellState(cell, "disabled", target.reason, runs)
+    ranked = sorted(runs, key=lambda run: _RANK.get(run.state, _ENDED))  # stable: first repeat wins
+    return CellState(cell, ranked[0].state, ranked[0].note, runs)
+
+
+# Which run speaks for a cell: a measured one, else how one ended, else what keeps it from that.
+_ENDED = 1
+_RANK = {"ok": 0, "refused": 2, "started": 3, "changed": 4, "pending": 5}
+
+
+def _run(bench: Bench, hardware: Hardware, folder: Path, name: str, dataset: str | None) -> Run:
+    if not (folder / "spec.json").exists():
+        return Run(name, folder, "pending")
+    try:
+        spec = read_spec(folder / "spec.json")
+        tried = tuple(attempts(folder))
+        if outcome_path(folder, spec.hash) is None:
+            begun = [a for a in tried if a.outcome is None]
+            state = "started" if begun else "pending"
+            note = f"attempts/{begun[-1].number}" if begun else None
+            return Run(name, folder, state, note, attempts=tried)
+        record = read_run(folder)
+    except UserError as error:
+        return Run(name, folder, "refused", _shorter(str(error), folder))
+    changed = _changes(plan(bench, name), record, dataset)
+    if changed:
+        return Run(name, folder, "changed", changed, record, attempts=tried)
+    metrics = derive(record, hardware)
+    return Run(name, folder, record.run.outcome, record.run.reason, record, metrics, tried)
+
+
+def _shorter(message: str, folder: Path) -> str:
+    """Paths inside the run's folder as a reader of its row sees them."""
+    return message.replace(f"{folder}/", "")
+
+
+def _changes(planned: dict[str, Any], record: Record, dataset: str | None) -> str | None:
+    """Dotted keys in which the config or the videos differ from what ran; None where none does."""
+    ran = record.spec.to_json()
+    expected = {
+        **planned,
+        "vae": {**planned["vae"], "id": planned["vae"]["id"] or ran["vae"]["id"]},
+        "data": {
+            **planned["data"],
+            "dataset": dataset or ran["data"]["dataset"],
+            "latents": ran["data"]["latents"],
+        },
+    }
+    return ", ".join(_differing(expected, ran)) or None
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any], path: str = "") -> Iterable[str]:
+    for key in sorted(one.keys() | other.keys()):
+        mine, theirs = one.get(key), other.get(key)
+        if isinstance(mine, dict) and isinstance(theirs, dict):
+            yield from _differing(mine, theirs, f"{path}{key}.")
+        elif mine != theirs:
+            yield path + key

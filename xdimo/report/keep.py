@@ -1,0 +1,41 @@
+"""`xdimo keep`: a campaign's records and summary copied to where git keeps them."""
+
+import shutil
+from pathlib import Path
+
+from xdimo.config import Bench, Hardware
+from xdimo.errors import UserError
+from xdimo.files import whole, write_json
+from xdimo.report.plots import draw
+from xdimo.report.summary import render, write
+
+# What a figure can be made again from; checkpoints and console output stay behind.
+KEPT = ("spec.json", "run.json", "metrics.json", "attempts/*/run.json", "attempts/*/log.jsonl")
+
+
+def keep(bench: Bench, hardware: Hardware, config_path: str, folder: Path) -> list[Path]:
+    """Copy the campaign to ``folder`` (results/records/<campaign>) and render it from there.
+
+    Beside the runs lie config.json (the whole config as it is now), manifest.json, the summary
+    and its plots. Returns the copied runs. Raises UserError where the campaign has none.
+    """
+    source = Path(bench.runs_folder)
+    runs = sorted(path.parent for path in source.glob("*/spec.json"))
+    if not runs:
+        raise UserError(f"{source}: no run to keep")
+    for run in runs:
+        for pattern in KEPT:
+            for path in run.glob(pattern):
+                _copy(path, folder / path.relative_to(source))
+    manifest = Path(bench.results) / "data" / "manifest.json"
+    if manifest.exists():
+        _copy(manifest, folder / "manifest.json")
+    write_json(folder / "config.json", bench.model_dump(mode="json"))
+    draw(bench, hardware, folder / "plots", records=folder)
+    write(render(bench, hardware, config_path, records=folder), folder)
+    return [folder / run.name for run in runs]
+
+
+def _copy(source: Path, target: Path) -> None:
+    with whole(target) as partial:
+        shutil.copyfile(source, partial)

@@ -1,0 +1,67 @@
+"""Step time over steps: a panel a target, a line a variant."""
+
+from typing import TYPE_CHECKING
+
+from xdimo.report.cells import CellState, Survey
+from xdimo.report.look import DASHES, GREY, MARKERS, absent, canvas, look
+from xdimo.report.words import Words
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def step_times(view: Survey, words: Words) -> "Figure":
+    """Of each cell's median run, warm-up shaded."""
+    from matplotlib.ticker import LogFormatter
+
+    targets = list(view.bench.targets)
+    figure = canvas(1.2 + 1.9 * len(targets))
+    panels = figure.subplots(len(targets), 1, sharex=True, squeeze=False)[:, 0]
+    for target, axes in zip(targets, panels, strict=True):
+        drawn = [_line(view, axes, cell) for cell in view.variants(target)]
+        axes.set_title(target, loc="left", fontsize=10)
+        axes.set_ylabel(words("axis_step_ms"))
+        if any(drawn):
+            axes.set_yscale("log")  # the first step compiles and takes seconds
+            axes.yaxis.set_major_formatter(LogFormatter())
+            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
+            axes.axvspan(0, view.bench.train.warmup_steps + 0.5, color="#DDDDDD", zorder=0)
+        else:
+            text = absent(view.cells[view.bench.baseline_cell(target).name], words)
+            axes.annotate(
+                text, (0.5, 0.5), xycoords="axes fraction", ha="center", color=GREY, style="italic"
+            )
+            axes.set_yticks([])
+    last = view.bench.train.warmup_steps + view.bench.train.timed_steps
+    panels[-1].set_xlim(0, last * 1.08)  # room for the lines' labels
+    panels[-1].set_xlabel(words("axis_steps"))
+    figure.suptitle(f"{view.bench.title}\n{words('title_steps')}", x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def _line(view: Survey, axes: "Axes", cell: CellState) -> bool:
+    if cell.median is None or cell.median.record is None or cell.median.record.log is None:
+        return False
+    colour, variant = look(view, cell)
+    steps = cell.median.record.log.steps
+    milliseconds = 1000 * steps["step_s"]
+    axes.plot(
+        steps["step"],
+        milliseconds,
+        color=colour,
+        linestyle=DASHES[variant % len(DASHES)],
+        linewidth=1.2,
+        marker=MARKERS[variant % len(MARKERS)],
+        markersize=5,
+        markeredgecolor="black",
+        markevery=(variant * len(steps) // 24, max(1, len(steps) // 12)),
+    )
+    axes.annotate(
+        f"bs{cell.cell.clips_per_gpu}",
+        (steps["step"].iloc[-1], milliseconds.iloc[-1]),
+        (8, 0),
+        textcoords="offset points",
+        va="center",
+    )
+    return True

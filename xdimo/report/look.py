@@ -1,0 +1,50 @@
+"""How the plots look: canvas, colours, hatches, dashes; what stands for a missing figure."""
+
+from typing import TYPE_CHECKING, Any
+
+from xdimo.report.cells import CellState, Survey
+from xdimo.report.tables import state_text
+from xdimo.report.words import Words
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe-Ito: told apart by colour-blind readers. A target has a colour, a variant a hatch or a dash.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+HATCHES = ("", "///", "...", "xxx", "\\\\\\", "---")
+DASHES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+GREY = "#5A5A5A"
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "hatch.linewidth": 0.7,
+    "svg.hashsalt": "xdimo",
+}
+WIDTH_INCHES = 8.0
+TALLEST_INCHES = 60.0
+
+
+def canvas(height: float) -> "Figure":
+    """A figure that no window or global state knows; ``height`` in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH_INCHES, min(height, TALLEST_INCHES)), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def look(view: Survey, cell: CellState) -> tuple[str, int]:
+    """Colour of the cell's target, index of its variant."""
+    target = cell.cell.target
+    colour = COLOURS[list(view.bench.targets).index(target) % len(COLOURS)]
+    return colour, view.bench.targets[target].variants.index(cell.cell.clips_per_gpu)
+
+
+def absent(cell: CellState, words: Words) -> str:
+    """What stands where a cell has no figure: its state, and why, in one short line."""
+    text = state_text(cell.state, cell.note, words)
+    return text if len(text) <= 70 else text[:69] + "…"

@@ -1,0 +1,80 @@
+"""The plots of a campaign: PNG and SVG, the same bytes from the same records."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xdimo.config import Bench, Hardware
+from xdimo.files import whole
+from xdimo.report import PLOTS
+from xdimo.report.bars import bars
+from xdimo.report.cells import Survey, survey
+from xdimo.report.lines import step_times
+from xdimo.report.look import STYLE
+from xdimo.report.words import Words
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DPI = 160
+CJK_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "Source Han Sans CN",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "Noto Sans CJK JP",
+    "Droid Sans Fallback",
+    "Microsoft YaHei",
+    "PingFang SC",
+    "SimHei",
+)
+
+
+def draw(bench: Bench, hardware: Hardware, folder: Path, records: Path | None = None) -> list[Path]:
+    """Every plot, with what the files say now; returns the paths.
+
+    Chinese ones (``*.zh.png``) only where this machine has a font for them; one that an earlier
+    machine drew is removed, so that no plot is older than its summary.
+    """
+    from matplotlib import rc_context
+
+    view = survey(bench, hardware, records)
+    font = cjk_font()
+    # Latin in one font everywhere; another is asked only for what that one lacks.
+    family = ["DejaVu Sans", font] if font else ["DejaVu Sans"]
+    written = []
+    with rc_context({**STYLE, "font.family": family}):
+        for name in PLOTS:
+            written += _save(_plot(view, name, Words("en")), folder / name, ("png", "svg"))
+            chinese = folder / f"{name}.zh"
+            if font:
+                written += _save(_plot(view, name, Words("zh")), chinese, ("png",))
+            else:
+                folder.joinpath(f"{name}.zh.png").unlink(missing_ok=True)
+    return written
+
+
+def cjk_font() -> str | None:
+    """A font of this machine that has Chinese."""
+    from matplotlib.font_manager import fontManager
+
+    known = {font.name for font in fontManager.ttflist}
+    return next((name for name in CJK_FONTS if name in known), None)
+
+
+def _plot(view: Survey, name: str, words: Words) -> "Figure":
+    return step_times(view, words) if name == "steps" else bars(view, name, words)
+
+
+def _save(figure: "Figure", stem: Path, suffixes: Sequence[str]) -> list[Path]:
+    # A date or a version in the file would make every drawing differ from the last.
+    metadata: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None}}
+    paths = []
+    for suffix in suffixes:
+        path = stem.with_name(f"{stem.name}.{suffix}")
+        with whole(path) as partial:
+            figure.savefig(partial, dpi=DPI, metadata=metadata[suffix])
+        paths.append(path)
+    return paths

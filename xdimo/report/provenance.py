@@ -1,0 +1,87 @@
+"""What stands behind the figures: videos, VAE, code and versions."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from xdimo.measure.records import Code, Header
+from xdimo.report.cells import Run, Survey
+from xdimo.report.tables import Table
+from xdimo.report.words import Words
+
+
+def dataset(view: Survey, words: Words) -> Iterable[str]:
+    bench, manifest = view.bench, view.manifest
+    name = bench.dataset.name
+    if manifest is None:
+        yield words("no_manifest", name=name)
+    else:
+        known = {**manifest["counts"], "window": manifest["window"]}
+        yield words("manifest", name=name, dataset=manifest["dataset"][:15], **known)
+        excluded = excluded_videos(manifest)
+        if excluded:
+            yield words("excluded")
+            rows = [
+                [video["path"], video["status"], video.get("reason") or ""] for video in excluded
+            ]
+            yield Table(["video", "status", "reason"], rows).markdown(words)
+    ids = {run.record.spec.vae.id for run in used(view) if run.record}
+    if bench.vae.random:
+        yield words("random_vae", seed=bench.vae.seed)
+    elif ids:
+        yield words("trained_vae", ids=", ".join(f"`{name[:15]}`" for name in sorted(ids)))
+    else:
+        yield words("no_vae_yet", weights=bench.vae.weights)
+
+
+def excluded_videos(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    return [video for video in manifest["videos"] if video["status"] != "usable"]
+
+
+def used(view: Survey) -> list[Run]:
+    """The runs whose figures stand in this summary."""
+    return [run for run in view.runs if run.state == "ok"]
+
+
+def codes(view: Survey) -> dict[Code, list[str]]:
+    found: dict[Code, list[str]] = {}
+    for run in used(view):
+        assert run.record is not None
+        found.setdefault(run.record.run.code, []).append(run.name)
+    return found
+
+
+def _headers(view: Survey) -> Iterable[tuple[str, Header]]:
+    for run in used(view):
+        assert run.record is not None and run.record.log is not None
+        assert run.record.log.header is not None
+        yield run.record.spec.target, run.record.log.header
+
+
+def code(view: Survey, words: Words) -> Iterable[str]:
+    found = codes(view)
+    if not found:
+        yield words("no_code")
+        return
+    if len(found) > 1:
+        yield words("mixed_code", count=len(found))
+    dirty = [f"`{name}`" for identity, names in found.items() if identity.dirty for name in names]
+    if dirty:
+        yield words("dirty_code", runs=", ".join(dirty))
+    table = Table(["commit", "dirty", "package", "run_count"])
+    for identity, names in found.items():
+        state = "unknown" if identity.dirty is None else "yes" if identity.dirty else "no"
+        commit = f"`{identity.commit[:12]}`" if identity.commit else words("unknown")
+        table.rows.append([commit, words(state), f"`{identity.package[:15]}`", f"{len(names)}"])
+    yield table.markdown(words)
+    yield _versions(view, words)
+
+
+def _versions(view: Survey, words: Words) -> str:
+    """A row for each target, device and set of versions its runs had."""
+    rows: dict[tuple[str, str, str], None] = {}
+    for target, header in _headers(view):
+        versions = [
+            f"{name} {version or words('unknown')}" for name, version in header.versions.items()
+        ]
+        rows[(target, ", ".join(sorted(set(header.devices))), ", ".join(versions))] = None
+    return Table(["target", "device", "versions"], [list(row) for row in rows]).markdown(words)

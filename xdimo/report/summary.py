@@ -1,0 +1,165 @@
+"""The summary of a campaign: English, Chinese, CSV and JSON, all from one survey of its files."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from os.path import relpath
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from xdimo.config import Bench, Hardware
+from xdimo.files import write_json, write_text
+from xdimo.measure.metrics import TERA
+from xdimo.model.flops import model_flops, parameters, tokens_per_frame
+from xdimo.report import PLOTS, export, figures, history, provenance, tables
+from xdimo.report.cells import CellState, Survey, survey
+from xdimo.report.words import Words
+
+HISTORY_COLUMNS = [
+    "hardware",
+    "gpus",
+    "global_batch",
+    "steps_per_s",
+    "claimed_tflops",
+    "recomputed_tflops",
+    "claimed_mfu",
+    "recomputed_mfu",
+    "precision",
+    "mode",
+    "declared_model",
+    "effective_model",
+    "confidence",
+    "note",
+    "record",
+]
+
+
+@dataclass(frozen=True)
+class Summary:
+    en: str
+    zh: str
+    csv: str  # a row a cell, twins too
+    data: dict[str, Any]  # summary.json
+
+
+def render(
+    bench: Bench, hardware: Hardware, config_path: str, records: Path | None = None
+) -> Summary:
+    """What the files say now, with no run, some, or all of them.
+
+    ``config_path``: as a person types it; the commands show it. ``records``: a folder that
+    ``xdimo keep`` wrote, read instead of the config's own runs.
+    """
+    view = survey(bench, hardware, records)
+    past = history.read(Path(bench.history)) if Path(bench.history).exists() else []
+    cells = [export.cell_data(view, cell) for cell in view.cells.values()]
+    return Summary(
+        en=_document(view, past, config_path, Words("en")),
+        zh=_document(view, past, config_path, Words("zh")),
+        csv=pd.json_normalize(cells).to_csv(index=False, lineterminator="\n"),
+        data=export.data(view, past, cells, _definitions(bench, Words("en"))),
+    )
+
+
+def write(summary: Summary, folder: Path) -> None:
+    """summary.md, summary.zh.md, summary.csv and summary.json, each whole or not at all."""
+    write_text(folder / "summary.zh.md", summary.zh)
+    write_text(folder / "summary.csv", summary.csv)
+    write_json(folder / "summary.json", summary.data)
+    write_text(folder / "summary.md", summary.en)
+
+
+def _document(view: Survey, past: list[history.Row], config_path: str, words: Words) -> str:
+    bench = view.bench
+    baselines = [view.cells[bench.baseline_cell(name).name] for name in bench.targets]
+    best = [tables.best_or_baseline(view, name) for name in bench.targets]
+    done = sum(run.state == "ok" for name in bench.cells for run in view.cells[name].runs)
+    planned = len(bench.cells) * bench.train.repeats
+    parts = [
+        *([words("demo")] if bench.demo else []),
+        f"# {bench.title}",
+        words("campaign", campaign=bench.campaign, done=done, runs=planned),
+        words("other_language"),
+        f"## {words('definitions')}",
+        _bullets(_definitions(bench, words)),
+        f"## {words('main')}",
+        tables.main_table(view, words).markdown(words),
+        _rows_from(baselines, words),
+        f"## {words('best')}",
+        tables.best_table(view, words).markdown(words),
+        _rows_from(best, words),
+        *_section("notes", tables.flag_lines(view, words), words),
+        f"## {words('plots')}",
+        *(_plot(view.folder, name, words) for name in PLOTS),
+        f"## {words('modes')}",
+        tables.modes_table(view, config_path, words).markdown(words),
+        f"## {words('hours')}",
+        tables.hours_table(view, words).markdown(words),
+        f"## {words('cells')}",
+        tables.cells_table(view, config_path, words).markdown(words),
+        f"## {words('runs')}",
+        tables.runs_table(view, words).markdown(words),
+        f"## {words('history')}",
+        words("history_note"),
+        _history(past, view.folder, words).markdown(words),
+        f"## {words('dataset')}",
+        *provenance.dataset(view, words),
+        f"## {words('code')}",
+        *provenance.code(view, words),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _definitions(bench: Bench, words: Words) -> list[str]:
+    model, shape = tables.model_of(bench)
+    tokens = shape["frames"] * tokens_per_frame(model, shape["latent_size"])
+    return words.definitions(
+        parameters=f"{parameters(model, **shape).total:,}",
+        tokens=f"{tokens:,}",
+        frames=shape["frames"],
+        flops=figures.number(model_flops(model, **shape).training / TERA, words),
+        baseline=bench.baseline,
+    )
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _section(key: str, lines: list[str], words: Words) -> list[str]:
+    return [f"**{words(key)}**", _bullets(lines)] if lines else []
+
+
+def _rows_from(cells: list[CellState], words: Words) -> str:
+    names = [f"`{cell.median.name}`" for cell in cells if cell.median]
+    return words("rows_from", runs=", ".join(names) or words("none"))
+
+
+def _plot(folder: Path, name: str, words: Words) -> str:
+    """The plot in the summary's language where it has been drawn, else the English one."""
+    own = f"plots/{name}.{words.language}.png"
+    shown = own if (folder / own).exists() else f"plots/{name}.png"
+    return f"![{words(f'title_{name}')}]({shown})"
+
+
+def _history(past: list[history.Row], folder: Path, words: Words) -> tables.Table:
+    table = tables.Table(HISTORY_COLUMNS)
+    for row in past:
+        text, claimed = row.text, row.text["claimed_mfu_percent"]
+        record = text["record"]
+        table.rows.append(
+            [
+                *(text[name] for name in ("hardware", "gpus", "global_batch", "steps_per_s")),
+                text["claimed_tflops"] or words("unknown"),
+                figures.number(row.tflops, words, digits=3),
+                f"{claimed} %" if claimed else words("unknown"),
+                figures.percent(row.mfu, words),
+                *(text[name] for name in ("precision", "data_mode", "declared_model")),
+                *(text[name] for name in ("effective_model", "confidence", "note")),
+                f"[{Path(record).name}]({Path(relpath(record, folder)).as_posix()})"
+                if record
+                else "",
+            ]
+        )
+    return table

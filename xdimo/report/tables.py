@@ -1,0 +1,284 @@
+"""The tables: each a list of column keys and rows of text. xdimo.report.summary lays them out."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from os.path import relpath
+from pathlib import Path
+
+from tabulate import tabulate
+
+from xdimo.config import Bench
+from xdimo.measure.records import Attempt
+from xdimo.model.flops import parameters
+from xdimo.report import figures
+from xdimo.report.cells import CellState, Run, Survey
+from xdimo.report.words import Words
+from xdimo.spec import ModelSpec, model_spec
+
+COLUMNS = ["hardware", "parameters", "memory", "peak", "throughput", "mfu", "speedup"]
+NOTED = ("started", "changed", "refused", "disabled")  # states whose own words hold the reason
+RUNS_COLUMNS = [
+    "run",
+    "state",
+    "attempt",
+    "host",
+    "samples_per_s",
+    "step_ms",
+    "memory",
+    "data_wait",
+    "loss",
+    "record",
+]
+
+
+@dataclass
+class Table:
+    columns: list[str]  # keys of xdimo.report.words
+    rows: list[list[str]] = field(default_factory=list)
+
+    def markdown(self, words: Words) -> str:
+        if not self.rows:
+            return words("none")
+        return tabulate(
+            [[escaped(text) for text in row] for row in self.rows],
+            headers=[words(column) for column in self.columns],
+            tablefmt="pipe",
+            disable_numparse=True,
+        )
+
+
+def escaped(text: str) -> str:
+    """Text that cannot end its Markdown cell."""
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def state_text(state: str, note: str | None, words: Words) -> str:
+    """``OOM``, or with its reason where there is one."""
+    text = words(state, note=note)
+    if note is None or note in text:
+        return text
+    return words("with_reason", word=text, note=note)
+
+
+def command(bench: Bench, cell: str, config_path: str) -> str:
+    """What a person types to have this cell measured."""
+    target = (bench.cells.get(cell) or bench.twins[cell]).target
+    profile = " --profile profiles/lsf" if bench.targets[target].device == "cuda" else ""
+    # "--" ends --configfile, which takes several values.
+    config = "" if config_path == "config/config.yaml" else f" --configfile {config_path} --"
+    return f"snakemake{profile}{config} {cell}"
+
+
+def model_of(bench: Bench) -> tuple[ModelSpec, dict[str, int]]:
+    """The config's model, and the shape of its samples as xdimo.model.flops takes it."""
+    shape = {
+        "frames": bench.clips.frames,
+        "latent_size": bench.clips.size // bench.vae.factor,
+        "latent_channels": bench.vae.latent_channels,
+    }
+    return model_spec(bench.model), shape
+
+
+def main_table(survey: Survey, words: Words) -> Table:
+    """One row a target at its baseline variant; exactly the seven columns."""
+    cells = [survey.cells[survey.bench.baseline_cell(name).name] for name in survey.bench.targets]
+    return Table(COLUMNS, [_row(survey, cell, words) for cell in cells])
+
+
+def best_table(survey: Survey, words: Words) -> Table:
+    """The fastest variant of each target, and its speedup like for like beside."""
+    table = Table([*COLUMNS, "same_batch"])
+    for target in survey.bench.targets:
+        cell = best_or_baseline(survey, target)
+        row = _row(survey, cell, words)
+        variants = survey.variants(target)
+        done = sum(variant.state == "ok" for variant in variants)
+        if 0 < done < len(variants):
+            row[0] += f" ({words('some_variants', done=done, all=len(variants))})"
+        table.rows.append([*row, _same_batch(survey, cell, words)])
+    return table
+
+
+def best_or_baseline(survey: Survey, target: str) -> CellState:
+    return survey.best(target) or survey.cells[survey.bench.baseline_cell(target).name]
+
+
+def _row(survey: Survey, cell: CellState, words: Words) -> list[str]:
+    target = survey.bench.targets[cell.cell.target]
+    card, metrics = survey.hardware.cards[target.card], cell.metrics
+    label = (metrics and metrics["card"]) or card.label
+    hardware = f"{target.gpus} × {label}, `{cell.cell.name}`"
+    if metrics is None:
+        model, shape = model_of(survey.bench)
+        count = figures.parameters(parameters(model, **shape).total)
+        state, word = _once(cell, words)
+        return [hardware, count, state, figures.card_peak(card, words), word, word, word]
+    return [
+        hardware,
+        figures.parameters(metrics["parameters"]),
+        figures.memory(metrics, words),
+        figures.measured_peak(metrics, words),
+        figures.throughput(metrics, words),
+        figures.mfu(metrics, words),
+        _speedup(survey, cell.cell.name, survey.bench.baseline, words),
+    ]
+
+
+def _once(cell: CellState, words: Words) -> tuple[str, str]:
+    """Why a row has no figures, for its first such column; and the bare word for the others."""
+    full = state_text(cell.state, cell.note, words)
+    return full, words(f"{cell.state}_word") if cell.state in NOTED else words(cell.state)
+
+
+def _speedup(survey: Survey, name: str, over: str, words: Words) -> str:
+    ratio = survey.speedup(name, over)
+    if ratio is None:
+        return _waits(survey, name if survey.cells[name].metrics is None else over, words)
+    suffix = f" ({words('baseline')})" if name == survey.bench.baseline else ""
+    return figures.times(ratio) + suffix
+
+
+def _waits(survey: Survey, name: str, words: Words) -> str:
+    cell = survey.cells[name]
+    if cell.state == "pending":
+        return words("waits", cell=name)
+    return words("waits_state", cell=name, state=state_text(cell.state, cell.note, words))
+
+
+def _same_batch(survey: Survey, cell: CellState, words: Words) -> str:
+    if cell.metrics is None:
+        return _once(cell, words)[1]
+    pair = survey.same_batch(cell.cell.name)
+    if pair is None:
+        return words("no_same_batch")
+    text = _speedup(survey, *pair, words)
+    batch = survey.bench.cells[pair[0]].clips_per_gpu
+    return text if batch == cell.cell.clips_per_gpu else words("at", value=text, batch=batch)
+
+
+def modes_table(survey: Survey, config_path: str, words: Words) -> Table:
+    """Each target's baseline in both data modes; what is not measured has its command."""
+    table = Table(["cell", "mode", "samples_per_s", "step_ms", "data_wait", "mfu", "command"])
+    twins = {twin.target: twin.name for twin in survey.bench.twins.values()}
+    for target in survey.bench.targets:
+        for name in (survey.bench.baseline_cell(target).name, twins[target]):
+            cell = survey.cells[name]
+            table.rows.append(
+                [
+                    f"`{name}`",
+                    cell.cell.mode,
+                    *_pace(cell, words),
+                    f"`{command(survey.bench, name, config_path)}`",
+                ]
+            )
+    return table
+
+
+def _pace(cell: CellState, words: Words) -> list[str]:
+    metrics = cell.metrics
+    if metrics is None:
+        state, word = _once(cell, words)
+        return [state, word, word, word]
+    return [
+        figures.number(metrics["samples_per_s"], words),
+        figures.number(1000 * metrics["median_step_s"], words),
+        figures.percent(metrics["data_wait_share"], words),
+        figures.mfu(metrics, words),
+    ]
+
+
+def hours_table(survey: Survey, words: Words) -> Table:
+    """How long 10 thousand and a million steps take at the measured pace."""
+    table = Table(["cell", "steps_per_s", "hours_10k", "hours_1m"])
+    for name in survey.bench.cells:
+        metrics = survey.cells[name].metrics
+        if metrics is not None:
+            pace = metrics["steps_per_s"]
+            hours = [steps / pace / 3600 for steps in (1e4, 1e6)]
+            shown = [figures.number(value, words) for value in (pace, *hours)]
+            table.rows.append([f"`{name}`", *shown])
+    return table
+
+
+def cells_table(survey: Survey, config_path: str, words: Words) -> Table:
+    """Every cell of the matrix: state, repeats, their spread, speedup and command."""
+    table = Table(
+        ["cell", "state", "repeats", "samples_per_s", "range", "ci95", "speedup", "command"]
+    )
+    for name in survey.bench.cells:
+        cell = survey.cells[name]
+        spread = cell.samples_per_s
+        values = [words("unknown")] * 4
+        if spread is not None:
+            interval = spread.mean_ci95
+            values = [
+                figures.number(spread.median, words),
+                figures.interval(spread.low, spread.high, words),
+                figures.interval(*interval, words) if interval else words("unknown"),
+                _speedup(survey, name, survey.bench.baseline, words),
+            ]
+        state = state_text(cell.state, cell.note, words)
+        repeats = f"{len(cell.measured)} / {len(cell.runs)}"
+        run = f"`{command(survey.bench, name, config_path)}`"
+        table.rows.append([f"`{name}`", state, repeats, *values, run])
+    return table
+
+
+def runs_table(survey: Survey, words: Words) -> Table:
+    """Each repeat with its record. Twins only where something was run."""
+    table = Table(RUNS_COLUMNS)
+    twins = {run.name for name in survey.bench.twins for run in survey.cells[name].runs}
+    for run in survey.runs:
+        if not (run.name in twins and run.state == "pending"):
+            table.rows.append(_run_row(survey, run, words))
+    return table
+
+
+def _run_row(survey: Survey, run: Run, words: Words) -> list[str]:
+    state = "; ".join([state_text(run.state, run.note, words), *_earlier(run, words)])
+    outcome = run.record.run if run.record else None
+    who = [str(outcome.attempt), outcome.host] if outcome else ["", ""]
+    values = [""] * 5
+    if run.state == "ok" and run.metrics:
+        metrics = run.metrics
+        loss = [figures.number(metrics[key], words) for key in ("loss_start", "loss_end")]
+        values = [
+            figures.number(metrics["samples_per_s"], words),
+            figures.number(1000 * metrics["median_step_s"], words),
+            figures.memory(metrics, words),
+            figures.percent(metrics["data_wait_share"], words),
+            " → ".join(loss),
+        ]
+    return [f"`{run.name}`", state, *who, *values, _link(survey.folder, run)]
+
+
+def _earlier(run: Run, words: Words) -> Iterable[str]:
+    """Attempts beside the one that counts, by how they ended."""
+    counts = run.record.run.attempt if run.record else None
+    for attempt in run.attempts:
+        if attempt.number != counts and attempt.outcome is not None:
+            yield words("earlier_attempt", number=attempt.number, state=_ended(attempt, words))
+
+
+def _ended(attempt: Attempt, words: Words) -> str:
+    assert attempt.outcome is not None
+    return state_text(attempt.outcome.outcome, attempt.outcome.reason, words)
+
+
+def _link(folder: Path, run: Run) -> str:
+    if run.record is None:
+        return ""
+    path = run.record.log.path if run.record.log else run.record.path
+    return f"[{path.name}]({Path(relpath(path, folder)).as_posix()})"
+
+
+def flag_lines(survey: Survey, words: Words) -> list[str]:
+    """What a reader must know of single runs."""
+    lines = []
+    for run in survey.runs:
+        for flag in (run.metrics or {}).get("flags", []):
+            what, _, detail = flag.partition(": ")
+            text = words(what)
+            shown = words("with_reason", word=text, note=detail) if detail else text
+            lines.append(f"`{run.name}`: {shown}")
+    return lines

@@ -1,0 +1,261 @@
+"""Every word of summaries and plots, in both languages, as data.
+
+Both tables have the same keys, and each pair the same ``{placeholders}`` in the same order, so
+that the two summaries say the same numbers in the same order.
+"""
+
+LANGUAGES = ("en", "zh")
+
+# key: (English, Chinese)
+WORDS: dict[str, tuple[str, str]] = {
+    # document
+    "demo": (
+        "**This is the demo**: a small model on this machine's CPU, to show the pipeline. "
+        "Its figures say nothing about any GPU.",
+        "**这是演示**：在本机 CPU 上训练的小模型，只用于展示流程，其数字不代表任何 GPU。",
+    ),
+    "campaign": (
+        "Campaign `{campaign}`: {done} of {runs} runs measured.",
+        "测试批次 `{campaign}`：已完成 {done} / {runs} 次运行。",
+    ),
+    "other_language": ("中文：[summary.zh.md](summary.zh.md)", "English: [summary.md](summary.md)"),
+    "rows_from": ("Rows from runs: {runs}.", "各行数据来自运行：{runs}。"),
+    "none": ("none", "无"),
+    # section headings
+    "main": ("Results: each target at its baseline variant", "结果：各硬件的基准配置"),
+    "best": ("Best variant of each target", "各硬件的最佳配置"),
+    "definitions": ("How each number is made", "各数字的计算方法"),
+    "plots": ("Plots", "图"),
+    "modes": ("Both data modes of the baseline", "基准配置的两种数据模式"),
+    "hours": ("Hours of training", "训练所需小时数"),
+    "cells": ("Cells and their commands", "各单元及其命令"),
+    "runs": ("Run by run", "逐次运行"),
+    "history": ("Earlier measurements", "历史测量"),
+    "dataset": ("Dataset", "数据集"),
+    "code": ("Code and versions", "代码与版本"),
+    "notes": ("Notes", "备注"),
+    # the seven columns, and the eighth of the second table
+    "hardware": ("Hardware", "硬件"),
+    "parameters": ("Parameters", "模型参数"),
+    "memory": ("Memory", "显存占用"),
+    "peak": ("FP16 peak", "硬件浮点峰值(FP16)"),
+    "throughput": ("Throughput (tokens, samples)", "token/样本吞吐量"),
+    "mfu": ("MFU", "MFU(浮点利用率)"),
+    "speedup": ("Speedup", "加速比"),
+    "same_batch": ("Iso-batch speedup", "同批量加速比"),
+    # other columns
+    "cell": ("Cell", "单元"),
+    "state": ("State", "状态"),
+    "repeats": ("Repeats", "重复次数"),
+    "samples_per_s": ("Samples/s", "样本/秒"),
+    "range": ("Min to max", "最小至最大"),
+    "ci95": ("Mean, 95 % interval", "均值的 95 % 置信区间"),
+    "steps_per_s": ("Steps/s", "步/秒"),
+    "command": ("Command", "命令"),
+    "mode": ("Data mode", "数据模式"),
+    "step_ms": ("Median step, ms", "单步中位数，毫秒"),
+    "data_wait": ("Data wait", "等待数据"),
+    "hours_10k": ("10,000 steps, h", "10,000 步，小时"),
+    "hours_1m": ("1,000,000 steps, h", "1,000,000 步，小时"),
+    "run": ("Run", "运行"),
+    "attempt": ("Attempt", "尝试"),
+    "host": ("Host", "主机"),
+    "loss": ("Loss, start to end", "损失，始至末"),
+    "record": ("Record", "记录"),
+    "gpus": ("GPUs", "GPU 数"),
+    "global_batch": ("Global batch", "全局批量"),
+    "claimed_tflops": ("Claimed TFLOP/s", "声称 TFLOP/s"),
+    "recomputed_tflops": ("Recomputed TFLOP/s", "重算 TFLOP/s"),
+    "claimed_mfu": ("Claimed MFU", "声称 MFU"),
+    "recomputed_mfu": ("Recomputed MFU", "重算 MFU"),
+    "precision": ("Precision", "精度"),
+    "declared_model": ("Declared model", "声明的模型"),
+    "effective_model": ("Effective model", "实际的模型"),
+    "confidence": ("Confidence", "可信度"),
+    "note": ("Note", "备注"),
+    "video": ("Video", "视频"),
+    "status": ("Status", "状态"),
+    "reason": ("Reason", "原因"),
+    "commit": ("Commit", "提交"),
+    "dirty": ("Dirty", "有未提交修改"),
+    "run_count": ("Runs", "运行数"),
+    "package": ("Package", "程序包"),
+    "target": ("Target", "硬件目标"),
+    "device": ("Device", "设备"),
+    "versions": ("Versions", "版本"),
+    # states
+    "ok": ("ok", "完成"),
+    "oom": ("OOM", "OOM"),
+    "nan": ("NaN", "NaN"),
+    "timeout": ("timeout", "超时"),
+    "config": ("config error", "配置错误"),
+    "data": ("data error", "数据错误"),
+    "comm": ("communication failed", "通信失败"),
+    "crash": ("crash", "崩溃"),
+    "killed": ("killed", "被终止"),
+    "pending": ("pending", "待填"),
+    "started": ("pending (begun, no outcome yet: {note})", "待填（已开始，尚无结果：{note}）"),
+    "changed": (
+        "pending (config or videos changed since run: {note})",
+        "待填（运行之后配置或视频已改变：{note}）",
+    ),
+    "refused": ("refused: {note}", "记录不可用：{note}"),
+    "started_word": ("pending", "待填"),
+    "changed_word": ("pending", "待填"),
+    "refused_word": ("refused", "记录不可用"),
+    "disabled_word": ("out of service", "停用"),
+    "unplanned": ("not in the config", "配置中没有"),
+    "disabled": ("out of service: {note}", "停用：{note}"),
+    "with_reason": ("{word}: {note}", "{word}：{note}"),
+    "waits": ("waits for {cell}", "等待 {cell}"),
+    "waits_state": ("waits for {cell} ({state})", "等待 {cell}（{state}）"),
+    "no_same_batch": ("no batch in common", "没有共同的批量"),
+    "baseline": ("baseline", "基准"),
+    "some_variants": ("{done} of {all} variants measured", "已测 {done} / {all} 个配置"),
+    "at": ("{value} at bs{batch}", "{value}（bs{batch}）"),
+    # figures
+    "unknown": ("n/a", "无"),
+    "tensor": ("tensor", "张量"),
+    "declared": ("declared", "声明"),
+    "host_memory": ("{value} GiB host", "{value} GiB 主机内存"),
+    "rates": ("{tokens} tokens/s, {samples} samples/s", "{tokens} token/s，{samples} 样本/s"),
+    "yes": ("yes", "是"),
+    "no": ("no", "否"),
+    # flags of metrics.json, by what stands before the colon
+    "MFU over 100 %": ("MFU over 100 %", "MFU 超过 100 %"),
+    "devices differ": ("devices differ", "设备不一致"),
+    "unknown card": ("unknown card, so no MFU", "未知的卡，因此没有 MFU"),
+    "not the target's card": ("not the target's card", "不是该目标的卡"),
+    "window shorter than asked": ("timed steps fewer than asked", "计时步数少于要求"),
+    "code dirty": ("code with uncommitted changes", "代码有未提交修改"),
+    # sentences
+    "random_vae": (
+        "**random VAE** (seed {seed}): latents are noise to a viewer; speed and memory are not "
+        "affected, losses are not comparable",
+        "**随机 VAE**（种子 {seed}）：潜变量没有视觉意义；速度和显存不受影响，损失不可比较",
+    ),
+    "trained_vae": ("VAE weights: {ids}", "VAE 权重：{ids}"),
+    "no_vae_yet": ("VAE weights: `{weights}`, not used yet", "VAE 权重：`{weights}`，尚未使用"),
+    "no_manifest": (
+        "`{name}`: no manifest yet (`xdimo manifest` reads the videos).",
+        "`{name}`：尚无清单（`xdimo manifest` 读取视频）。",
+    ),
+    "manifest": (
+        "`{name}` (`{dataset}`): {files} files, {readable} readable, {usable} usable, "
+        "{short} shorter than {window} frames, {duplicate} duplicate, {unreadable} unreadable.",
+        "`{name}`（`{dataset}`）：{files} 个文件，{readable} 个可读，{usable} 个可用，"
+        "{short} 个不足 {window} 帧，{duplicate} 个重复，{unreadable} 个不可读。",
+    ),
+    "excluded": ("Not used, and not replaced by another video:", "未使用，也未用其他视频代替："),
+    "mixed_code": (
+        "**Warning**: the runs used here come from {count} versions of the code.",
+        "**警告**：此处的运行来自 {count} 个不同版本的代码。",
+    ),
+    "dirty_code": (
+        "**Warning**: code with uncommitted changes made {runs}.",
+        "**警告**：以下运行使用了有未提交修改的代码：{runs}。",
+    ),
+    "no_code": ("No run has been measured yet.", "尚无已完成的运行。"),
+    "earlier_attempt": ("attempt {number}: {state}", "第 {number} 次尝试：{state}"),
+    "history_note": (
+        "Recomputed TFLOP/s = steps/s × global batch × model FLOPs a sample of the effective "
+        "model; recomputed MFU divides by GPUs × dense tensor peak of the card.",
+        "重算 TFLOP/s = 步/秒 × 全局批量 × 实际模型每样本的浮点运算；"
+        "重算 MFU 再除以 GPU 数 × 该卡的稠密张量峰值。",
+    ),
+    # plots
+    "no_peak": ("no known peak", "峰值未知"),
+    "no_data": ("no measurement yet", "尚无测量"),
+    "axis_speedup": ("speedup over {baseline}", "相对 {baseline} 的加速比"),
+    "axis_throughput": ("samples/s", "样本/秒"),
+    "axis_mfu": ("MFU, %", "MFU，%"),
+    "axis_memory": ("memory a device, GiB", "每设备内存，GiB"),
+    "axis_steps": ("step", "步"),
+    "axis_step_ms": ("step time, ms", "单步时间，毫秒"),
+    "title_speedup": ("Speedup", "加速比"),
+    "title_throughput": ("Throughput", "吞吐量"),
+    "title_mfu": ("MFU against the tensor peak", "相对张量峰值的 MFU"),
+    "title_memory": ("Peak reserved memory, and what the card has", "保留显存峰值与显卡显存"),
+    "title_steps": ("Step time, warm-up shaded", "单步时间（阴影为预热）"),
+    "whiskers": (
+        "bar: median run; whisker: min to max of repeats",
+        "柱：中位运行；须：重复的最小至最大",
+    ),
+    "against_declared": ("against the declared peak", "相对声明峰值"),
+    "card_memory": ("card", "显卡"),
+    "host_process": ("host, largest process", "主机，最大进程"),
+}
+
+# Definitions above the tables they govern; each a bullet.
+DEFINITIONS: tuple[tuple[str, str], ...] = (
+    (
+        "**Row**: one cell, `target-bsN` with N clips a GPU; all its figures are of one run, "
+        "the median one by samples/s (of an even number the lower middle), named under the table.",
+        "**行**：一个单元，`target-bsN` 表示每 GPU N 个片段。整行数字来自同一次运行，"
+        "即按样本/秒的中位运行（偶数次取中间较低者），其名称列在表下。",
+    ),
+    (
+        "**Parameters**: all of the model, position tables included: {parameters}.",
+        "**模型参数**：模型的全部参数，含位置表：{parameters}。",
+    ),
+    (
+        "**Memory**: GiB a card, peak reserved by the allocator, largest rank. On a CPU: peak "
+        "resident memory of the largest process.",
+        "**显存占用**：每卡 GiB，分配器保留的峰值，取最大的进程。"
+        "在 CPU 上：最大进程的常驻内存峰值。",
+    ),
+    (
+        "**FP16 peak**: dense TFLOP/s a card: *declared* is the figure in the site's own table, "
+        "*tensor* the dense FP16/BF16 tensor rate with FP32 accumulation of the device that was "
+        "measured; one figure where both agree.",
+        "**硬件浮点峰值(FP16)**：每卡稠密 TFLOP/s：“声明”是站点表格中的数字，"
+        "“张量”是实测设备的稠密 FP16/BF16 张量峰值（FP32 累加）；两者相同时只写一个。",
+    ),
+    (
+        "**Throughput**: samples/s = timed steps × global batch / wall time of the timed window, "
+        "so stalls count; tokens/s = samples/s × {tokens} tokens a sample. A sample is one clip of "
+        "{frames} frames, a token one latent patch of one frame.",
+        "**token/样本吞吐量**：样本/秒 = 计时步数 × 全局批量 / 计时窗口的墙钟时间，停顿计入；"
+        "token/秒 = 样本/秒 × 每样本 {tokens} 个 token。一个样本是 {frames} 帧的片段，"
+        "一个 token 是一帧中的一个潜变量块。",
+    ),
+    (
+        "**MFU** = model FLOP/s / (GPUs × peak), {flops} TFLOP a training sample: matmul, conv and "
+        "attention products, 2 per multiply-add, top-k experts only, backward = 2 × forward, "
+        "recompute and VAE not counted. Each percentage names its peak in TFLOP/s. tf32 and fp32 "
+        "runs are held against the same FP16/BF16 tensor peak. A card without known peak has none.",
+        "**MFU(浮点利用率)** = 模型 FLOP/s /（GPU 数 × 峰值），每训练样本 {flops} TFLOP："
+        "矩阵乘、卷积与注意力乘积，每乘加记 2，只计 top-k 专家，反向 = 2 × 前向，"
+        "不计重算和 VAE。每个百分比都注明其峰值（TFLOP/s）。tf32 与 fp32 运行也以同一 "
+        "FP16/BF16 张量峰值为准。峰值未知的卡没有 MFU。",
+    ),
+    (
+        "**Speedup**: samples/s over those of `{baseline}`. **Iso-batch**: samples/s over those of "
+        "the baseline's target at the same clips a GPU; where it lacks this variant, both at the "
+        "largest one they share, which is named.",
+        "**加速比**：样本/秒与 `{baseline}` 之比。**同批量加速比**：与基准目标在相同的每 GPU "
+        "片段数下之比；若没有该配置，则双方取共有的最大者，并注明。",
+    ),
+    (
+        "**Step**: one optimizer step; the median of the timed steps. **Data wait**: share of the "
+        "timed window that the loop waited for data. **Loss**: median of the first and of the last "
+        "tenth of the timed steps. **Interval**: Student's, of the mean over 3 or more repeats.",
+        "**步**：一次优化器更新，取计时步的中位数。**等待数据**：计时窗口中循环等待数据的比例。"
+        "**损失**：计时步最初与最后十分之一的中位数。**置信区间**：3 次及以上重复均值的 "
+        "Student 区间。",
+    ),
+)
+
+
+class Words:
+    """The words of one language: ``words("waits", cell=...)``."""
+
+    def __init__(self, language: str):
+        self.language = language
+        self._index = LANGUAGES.index(language)
+
+    def __call__(self, key: str, **values: object) -> str:
+        return WORDS[key][self._index].format(**values)
+
+    def definitions(self, **values: object) -> list[str]:
+        return [pair[self._index].format(**values) for pair in DEFINITIONS]

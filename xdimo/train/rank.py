@@ -1,0 +1,40 @@
+"""One rank under torchrun: an error becomes a file that the parent reads."""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from xdimo.files import write_json
+from xdimo.spec import read_spec
+from xdimo.train.outcome import classify
+
+
+def run(spec_path: Path, folder: Path, **arguments: Any) -> None:
+    """Trains; on an error leaves ``rank-<n>.error.json`` in ``folder`` and exits 1 at once.
+
+    At once, because an orderly exit would wait for the collectives of the other ranks.
+    """
+    try:
+        from xdimo.train.loop import train
+
+        train(read_spec(spec_path), folder=folder, **arguments)
+    except Exception as error:
+        rank = os.environ.get("RANK", "0")
+        lines = "".join(traceback.format_exception(error)).splitlines()
+        write_json(
+            folder / f"rank-{rank}.error.json",
+            {
+                "outcome": classify(error),
+                "reason": _first_line(error),
+                "traceback": lines,
+            },
+        )
+        print("\n".join(lines), file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__

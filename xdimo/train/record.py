@@ -1,0 +1,53 @@
+"""log.jsonl: what a run measured, one JSON object a line, written by rank 0.
+
+header       what ran: spec hash, code, versions, devices, declared and effective settings
+step         step, phase (warmup or timed), step_s, data_wait_s, loss, grad_norm, lr, epoch; loss is
+             rank 0's own, grad_norm that of the averaged gradient
+checkpoint   step, seconds it took (inside the timed window it counts as a stall)
+window       the timed steps: first_step, last_step, wall_s between two device synchronisations
+memory       one a rank: GiB allocated and reserved, now and at peak; the device's; host at peak
+footer       steps, wall_s: nothing follows
+"""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+SCHEMA = 1
+
+
+class Record:
+    """Appends events to a log that did not exist before (FileExistsError otherwise).
+
+    Without a path it takes events and keeps none: every rank runs the same loop.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._file = open(path, "x", encoding="utf-8", buffering=1) if path else None
+
+    def write(self, event: str, **fields: Any) -> None:
+        """One line. NaN and infinity are written as null: JSON has neither."""
+        if self._file:
+            line = _finite({"event": event, **fields})
+            self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def __enter__(self) -> "Record":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file:
+            self._file.close()
+
+
+def _finite(fields: dict[str, Any]) -> dict[str, Any]:
+    def clean(value: Any) -> Any:
+        unfit = isinstance(value, float) and value - value != 0
+        return None if unfit else value
+
+    return {key: clean(value) for key, value in fields.items()}
