@@ -1,6 +1,6 @@
 """Seconds that `snakemake -n` takes to plan: the matrix, and a config of 1,000 cells.
 
-    python benchmarks/dry_run.py
+python benchmarks/dry_run.py
 """
 
 import os

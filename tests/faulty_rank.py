@@ -15,7 +15,7 @@ import torch
 
 from xdimo.errors import DataError, UserError
 from xdimo.train import rank
-from xdimo.train.outcome import LossNotFinite
+from xdimo.train.failure import LossNotFinite
 
 
 def fail(fault: str, folder: Path) -> None:

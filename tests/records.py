@@ -9,8 +9,8 @@ from typing import Any
 from xdimo.config import Bench, Hardware
 from xdimo.files import content_hash, write_json
 from xdimo.load import load, load_hardware
-from xdimo.measure.records import ANSWERS
 from xdimo.model.flops import parameters
+from xdimo.outcome import ANSWERS
 from xdimo.spec import RunSpec, plan, resolve
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -174,7 +174,9 @@ def test_missing_or_other_gpus_are_said_before_anything_starts(
         return subprocess.CompletedProcess(arguments, 0, stdout=found + "\n", stderr="")
 
     monkeypatch.setattr(launching.subprocess, "run", seen)
-    with pytest.raises(UserError, match=r"needs 4 x H200 SXM; this machine has 2 GPUs; .*--profile"):
+    with pytest.raises(
+        UserError, match=r"needs 4 x H200 SXM; this machine has 2 GPUs; .*--profile"
+    ):
         launch(tmp_path, bench)
     found = json.dumps(["NVIDIA A100"] * 4)
     with pytest.raises(UserError, match=r"needs 4 x H200 SXM \(NVIDIA H200\).* has NVIDIA A100"):

@@ -21,13 +21,14 @@ BELOW = {
     "config": {"errors"},
     "load": {"config", "errors"},
     "spec": {"config", "load", "files", "errors"},
+    "outcome": set(),
     "data": {"config", "load", "spec", "files", "errors"},
     "model": {"spec", "errors"},
-    "train": {"config", "data", "model", "spec", "files", "errors"},
-    "measure": {"config", "load", "model", "spec", "files", "errors"},
+    "train": {"config", "data", "model", "outcome", "spec", "files", "errors"},
+    "measure": {"config", "load", "model", "outcome", "spec", "files", "errors"},
     "report": {"config", "load", "measure", "model", "spec", "files", "errors"},
 }
-TORCH_FREE = ("errors", "files", "config", "load", "spec", "measure", "report")
+TORCH_FREE = ("errors", "files", "config", "load", "outcome", "spec", "measure", "report")
 
 
 def modules() -> list[tuple[str, Path]]:

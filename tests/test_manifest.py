@@ -111,9 +111,9 @@ def test_unchanged_files_are_not_read_again(probed, made, tmp_path, monkeypatch)
         make(folder, output, decoder="pyav", workers=1)
     assert len(asked) == 3 and not output.exists()
     kept = tmp_path / "manifest.probes.jsonl"
-    assert len(kept.read_text().splitlines()) == 2
+    assert len(kept.read_text().strip().splitlines()) == 2
     with open(kept, "a") as file:
-        file.write('{"key": ["cut')  # a line that the interruption cut off
+        file.write('\n{"key": ["cut')  # a line that the interruption cut off
     make(folder, output, decoder="pyav", workers=1)
     assert len(asked) == 4 and asked[3] == asked[2]
     first = output.read_bytes()

@@ -62,6 +62,18 @@ def load(files: str | Path | Sequence[str | Path], over: Mapping[str, Any] | Non
     return bench
 
 
+def typed(value: Any) -> Any:
+    """Values that Snakemake's ``--config`` left as text, as the numbers a YAML file would give."""
+    if isinstance(value, Mapping):
+        return {key: typed(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [typed(inner) for inner in value]
+    if isinstance(value, str):
+        plain = yaml.safe_load(value)
+        return plain if plain is None or isinstance(plain, bool | int | float) else value
+    return value
+
+
 def load_hardware(path: str | Path) -> Hardware:
     with naming(path):
         return parse(Hardware, read_yaml(path))

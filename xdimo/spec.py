@@ -206,6 +206,12 @@ def cell_named(bench: Bench, name: str) -> Cell:
     return cell
 
 
+def require_in_service(bench: Bench, target: str) -> None:
+    """Raises UserError with the reason where the config has switched a target off."""
+    if not bench.targets[target].enabled:
+        raise UserError(f"{target} is out of service: {bench.targets[target].reason}")
+
+
 def resolve(planned: dict[str, Any], dataset: str, vae_weights: Path | None) -> RunSpec:
     """A plan with its hashes filled in.
 

@@ -1,7 +1,7 @@
 """Spec -> run -> metrics, once a repeat of each cell."""
 
 from xdimo.files import canonical
-from xdimo.spec import dataset_in, is_current, plan
+from xdimo.spec import dataset_in, is_current, plan, require_in_service
 
 CELLS = BENCH.cells | BENCH.twins
 
@@ -36,6 +36,17 @@ def metrics_of(cells):
     return [f"{RUNS}/{run}/metrics.json" for run in BENCH.runs(cells)]
 
 
+def asked_for(cells):
+    """Input function of a name on the command line: refuses a target out of service."""
+
+    def inputs(wildcards):
+        for cell in cells:
+            require_in_service(BENCH, CELLS[cell].target)
+        return metrics_of(cells)
+
+    return inputs
+
+
 rule spec:
     """Write the self-contained description of one run.
 
@@ -50,7 +61,7 @@ rule spec:
         f"{LOGS}/{{cell}}-r{{repeat}}.spec.log",
     params:
         plan=lambda wildcards: canonical(planned(wildcards)),
-        dataset=lambda wildcards, input: dataset_in(input[0]),
+        dataset=lambda wildcards: dataset_in(MANIFEST),
         vae=BENCH.vae.weights,
     conda:
         "../envs/xdimo.yaml"
@@ -87,6 +98,7 @@ for name, target in BENCH.targets.items():
             host=1,
             queue=target.queue,
             hosts=",".join(target.hosts),
+            pending_limit=BENCH.pending_limit,
             setup="".join(f"{line}\n" for line in target.setup),
             walltime_min=target.walltime_min,
         priority: lambda wildcards: -int(wildcards.repeat)
@@ -111,7 +123,7 @@ for name, target in BENCH.targets.items():
         name:
             name
         input:
-            metrics_of(cell for cell in BENCH.cells if BENCH.cells[cell].target == name),
+            asked_for([cell for cell in BENCH.cells if BENCH.cells[cell].target == name]),
 
 
 for cell in CELLS:
@@ -121,7 +133,7 @@ for cell in CELLS:
         name:
             cell
         input:
-            metrics_of([cell]),
+            asked_for([cell]),
 
 
 rule metrics:

@@ -202,7 +202,8 @@ def _probe_all(
                 # What could not be read may be readable the next time (rights, a busy disk).
                 if probes[path].unreadable is None:
                     row = {"key": keys[path], "probe": probes[path].model_dump()}
-                    file.write(json.dumps(row) + "\n")
+                    # The line's end comes first: a line that was cut off stays apart.
+                    file.write("\n" + json.dumps(row))
                     file.flush()
                 bar.update()
         except BaseException:
@@ -212,7 +213,7 @@ def _probe_all(
 
 
 def _kept(path: Path) -> dict[str, Probe]:
-    """Probes of earlier runs by their key; a line cut off by an interruption is passed over."""
+    """Probes of earlier runs by their key; blank and cut-off lines are passed over."""
     kept = {}
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     for line in lines:

@@ -13,6 +13,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from xdimo.data.decode import (
@@ -110,13 +111,14 @@ def _decode_all(path: str) -> tuple[list[int | None], list[int], tuple[int, int]
     timestamps: list[int | None] = []
     checksums: list[int] = []
     shape: tuple[int, ...] | None = None
+    converter = VideoReformatter()
     with open_container(path) as container:
         stream = video_stream(container)
         assert stream is not None
         stream.codec_context.thread_count = 1
         try:
             for frame in container.decode(stream):
-                picture = rgb(frame)
+                picture = rgb(frame, converter)
                 shape = shape or picture.shape
                 if frame.is_corrupt:
                     raise NotAVideo(f"frame {len(checksums)} is damaged (a cut-off copy?)")

@@ -1,6 +1,7 @@
 """The frozen VAE: where its weights lie, loading them as the spec says, encoding frames."""
 
 import inspect
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,14 +156,18 @@ def _plain(value: Any) -> Any:
 
 
 def _read_tensors(weights: Path) -> "dict[str, torch.Tensor]":
-    if weights.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-        tensors = load_file(weights)
-    else:
-        import torch
-
-        tensors = torch.load(weights, map_location="cpu", weights_only=True)
+    try:
+        if weights.suffix == ".safetensors":
+            tensors = load_file(weights)
+        else:
+            tensors = torch.load(weights, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{weights}: cannot be read as tensors: {reason}") from None
     return {_renamed(name): tensor for name, tensor in tensors.items()}
 
 

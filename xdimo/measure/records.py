@@ -12,11 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from xdimo.config import Mode, Precision
 from xdimo.errors import UserError
 from xdimo.model.flops import parameters
+from xdimo.outcome import ANSWERS, Outcome
 from xdimo.spec import RunSpec, read_spec
-
-Result = Literal["ok", "oom", "nan", "timeout", "config", "data", "comm", "crash", "killed"]
-# How a run ended is its result for these; after the others the same command tries again.
-ANSWERS = ("ok", "oom", "nan", "timeout", "config", "data")
 
 
 class Fact(BaseModel):
@@ -31,13 +28,13 @@ class Code(Fact):
     package: str  # sha256 over the package's files
 
 
-class Outcome(Fact):
+class Ending(Fact):
     """run.json."""
 
     schema_version: Literal[1] = Field(alias="schema")
     run: str
     spec: str
-    outcome: Result
+    outcome: Outcome
     reason: str | None
     attempt: int
     job: str | None
@@ -71,7 +68,7 @@ class Header(Fact):
     schema_version: Literal[1] = Field(alias="schema")
     spec: str
     run: str
-    attempt: int
+    attempt: int | None  # None: a folder whose name is no number
     started: str
     host: str
     code: Code
@@ -154,7 +151,7 @@ class Record:
 
     folder: Path
     spec: RunSpec
-    run: Outcome
+    run: Ending
     log: Log | None  # None: no line was written
     path: Path  # the run.json that counts
 
@@ -163,7 +160,7 @@ class Record:
 class Attempt:
     number: int
     folder: Path
-    outcome: Outcome | None  # None: begun, and no outcome yet
+    outcome: Ending | None  # None: begun, and no outcome yet
 
 
 def attempts(folder: Path) -> list[Attempt]:
@@ -193,10 +190,10 @@ def outcome_path(folder: Path, spec: str) -> Path | None:
     return newest[0].folder / "run.json" if newest else None
 
 
-def read_outcome(path: Path) -> Outcome:
+def read_outcome(path: Path) -> Ending:
     """Raises UserError that names the file and the wrong key."""
     try:
-        return Outcome.model_validate_json(path.read_bytes())
+        return Ending.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except ValidationError as error:
@@ -231,7 +228,7 @@ def read_run(folder: Path) -> Record:
     return Record(folder, spec, run, log, path)
 
 
-def read_log(path: Path, run: Outcome, *, whole: bool) -> Log:
+def read_log(path: Path, run: Ending, *, whole: bool) -> Log:
     """The log of ``run``. A run that died may end mid-line, so ``whole=False`` stops there."""
     try:
         raw = path.read_bytes()

@@ -68,7 +68,7 @@ def memory(view: Survey, cell: CellState, words: Words) -> Bar | None:
         return None
     label = figures.gib(used)
     if card is not None:
-        label += f" / {figures.gib(card)} ({words('card_memory')})"
+        label += f" / {figures.gib(card)} ({words('card')})"
     return Bar(used, used, used, label, frame=card)
 
 

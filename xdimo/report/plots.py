@@ -24,7 +24,8 @@ CJK_FONTS = (
     "Source Han Sans CN",
     "WenQuanYi Micro Hei",
     "WenQuanYi Zen Hei",
-    "Noto Sans CJK JP",
+    "Noto Sans CJK JP",  # every region of it has all the characters
+    "Noto Sans CJK TC",
     "Droid Sans Fallback",
     "Microsoft YaHei",
     "PingFang SC",

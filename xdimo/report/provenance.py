@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from xdimo.measure.records import Code, Header
+from xdimo.report import figures
 from xdimo.report.cells import Run, Survey
 from xdimo.report.tables import Table
 from xdimo.report.words import Words
@@ -55,6 +56,30 @@ def _headers(view: Survey) -> Iterable[tuple[str, Header]]:
         assert run.record is not None and run.record.log is not None
         assert run.record.log.header is not None
         yield run.record.spec.target, run.record.log.header
+
+
+def cards(view: Survey, words: Words) -> str:
+    """The figures of hardware.yaml that the tables use, each with its source."""
+    table = Table(["hardware", "device", "tensor_peak", "declared_peak", "card_memory", "sources"])
+    names = dict.fromkeys(target.card for target in view.bench.targets.values())
+    for card in (view.hardware.cards[name] for name in names):
+        kind = f"{card.tensor_dtype}, {card.tensor_accumulate}" if card.devices else ""
+        for device, peak in (card.devices or {words("unknown"): None}).items():
+            table.rows.append(
+                [
+                    card.label,
+                    device,
+                    f"{figures.plain(peak)} ({kind})" if peak else words("unknown"),
+                    _stated(card.declared_peak_tflops, words),
+                    f"{_stated(card.memory_gb, words)}, {_stated(card.bandwidth_gb_s, words)}",
+                    "; ".join(f"{key}: {source}" for key, source in card.sources.items()),
+                ]
+            )
+    return table.markdown(words)
+
+
+def _stated(value: float | None, words: Words) -> str:
+    return words("unknown") if value is None else figures.plain(value)
 
 
 def code(view: Survey, words: Words) -> Iterable[str]:

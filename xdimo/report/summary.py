@@ -103,6 +103,8 @@ def _document(view: Survey, past: list[history.Row], config_path: str, words: Wo
         f"## {words('history')}",
         words("history_note"),
         _history(past, view.folder, words).markdown(words),
+        f"## {words('cards')}",
+        provenance.cards(view, words),
         f"## {words('dataset')}",
         *provenance.dataset(view, words),
         f"## {words('code')}",

@@ -274,11 +274,13 @@ def _link(folder: Path, run: Run) -> str:
 
 def flag_lines(survey: Survey, words: Words) -> list[str]:
     """What a reader must know of single runs."""
-    lines = []
+    flagged: dict[str, list[str]] = {}
     for run in survey.runs:
         for flag in (run.metrics or {}).get("flags", []):
-            what, _, detail = flag.partition(": ")
-            text = words(what)
-            shown = words("with_reason", word=text, note=detail) if detail else text
-            lines.append(f"`{run.name}`: {shown}")
+            flagged.setdefault(flag, []).append(f"`{run.name}`")
+    lines = []
+    for flag, names in flagged.items():
+        what, _, detail = flag.partition(": ")
+        shown = words("with_reason", word=words(what), note=detail) if detail else words(what)
+        lines.append(f"{', '.join(names)}: {shown}")
     return lines

@@ -31,6 +31,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "cells": ("Cells and their commands", "各单元及其命令"),
     "runs": ("Run by run", "逐次运行"),
     "history": ("Earlier measurements", "历史测量"),
+    "cards": ("Cards: peaks and their sources", "硬件峰值及其来源"),
     "dataset": ("Dataset", "数据集"),
     "code": ("Code and versions", "代码与版本"),
     "notes": ("Notes", "备注"),
@@ -83,6 +84,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "target": ("Target", "硬件目标"),
     "device": ("Device", "设备"),
     "versions": ("Versions", "版本"),
+    "tensor_peak": ("Dense tensor peak, TFLOP/s", "稠密张量峰值，TFLOP/s"),
+    "declared_peak": ("Declared peak, TFLOP/s", "声明峰值，TFLOP/s"),
+    "card_memory": ("Memory GB, bandwidth GB/s", "显存 GB，带宽 GB/s"),
+    "sources": ("Sources", "来源"),
     # states
     "ok": ("ok", "完成"),
     "oom": ("OOM", "OOM"),
@@ -182,7 +187,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "柱：中位运行；须：重复的最小至最大",
     ),
     "against_declared": ("against the declared peak", "相对声明峰值"),
-    "card_memory": ("card", "显卡"),
+    "card": ("card", "显卡"),
     "host_process": ("host, largest process", "主机，最大进程"),
 }
 

@@ -22,9 +22,10 @@ from typing import Any
 from xdimo.config import Hardware
 from xdimo.errors import UserError
 from xdimo.files import file_hash, read_json, write_json
+from xdimo.outcome import ANSWERS, Outcome
 from xdimo.spec import RunSpec, read_spec
 from xdimo.train import identity
-from xdimo.train.outcome import ANSWERS, CAUSES, Outcome
+from xdimo.train.failure import CAUSES
 
 SCHEMA = 1
 CAUSE_LINES = 40

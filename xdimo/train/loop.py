@@ -20,7 +20,7 @@ from xdimo.model.diffusion import Diffusion
 from xdimo.model.latte import Latte
 from xdimo.spec import RunSpec
 from xdimo.train import checkpoint, identity, telemetry
-from xdimo.train.outcome import LossNotFinite
+from xdimo.train.failure import LossNotFinite
 from xdimo.train.record import SCHEMA, Record
 
 

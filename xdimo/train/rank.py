@@ -8,7 +8,7 @@ from typing import Any
 
 from xdimo.files import write_json
 from xdimo.spec import read_spec
-from xdimo.train.outcome import classify
+from xdimo.train.failure import classify
 
 
 def run(spec_path: Path, folder: Path, **arguments: Any) -> None:

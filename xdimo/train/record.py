@@ -24,7 +24,8 @@ class Record:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._file = open(path, "x", encoding="utf-8", buffering=1) if path else None
+        # Closed by __exit__.
+        self._file = open(path, "x", encoding="utf-8", buffering=1) if path else None  # noqa: SIM115
 
     def write(self, event: str, **fields: Any) -> None:
         """One line. NaN and infinity are written as null: JSON has neither."""

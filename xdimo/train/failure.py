@@ -1,13 +1,7 @@
-"""How a run can end, and which error means which end."""
-
-from typing import Literal
+"""Which error of a training process means which outcome."""
 
 from xdimo.errors import DataError, UserError
-
-Outcome = Literal["ok", "oom", "nan", "timeout", "config", "data", "comm", "crash", "killed"]
-
-# These are the answer: trying again would give it again. The others are retried.
-ANSWERS = frozenset({"ok", "oom", "nan", "timeout", "config", "data"})
+from xdimo.outcome import Outcome
 
 # When several ranks fail, the first of these is the cause: a rank that dies takes the others'
 # connections with it, so `comm` comes last of the named ones.

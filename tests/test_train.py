@@ -1,0 +1,177 @@
+"""One process trains a small model on real (generated) video: the record, and going on exactly."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.videos import write_video
+from xdimo.config import Bench
+from xdimo.data import latents, manifest
+from xdimo.errors import UserError
+from xdimo.spec import RunSpec, latents_plan, plan, resolve, vae_spec
+from xdimo.train.failure import LossNotFinite
+from xdimo.train.loop import train
+
+Train = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def run_once(tmp_path: Path, small_bench: Bench) -> Train:
+    """Trains a changed spec of cpu_1-bs2 in a folder of its own; returns its log."""
+    for number, frames in enumerate((20, 31, 9)):
+        write_video(tmp_path / f"videos/{number}.mp4", frames, width=32, height=32)
+    found = manifest.build(
+        tmp_path / "videos",
+        tmp_path / "manifest.json",
+        window=small_bench.clips.window,
+        expected=None,
+        decoder="pyav",
+        timeout_s=60,
+        workers=1,
+    )
+    made = latents_plan(small_bench)
+    latents.build(
+        tmp_path / "manifest.json",
+        tmp_path / "videos",
+        vae_spec(made.vae, None),
+        None,
+        tmp_path / "index.json",
+        size=made.size,
+        flip=made.flip,
+        batch_frames=made.batch_frames,
+        device="cpu",
+    )
+
+    def run(
+        folder: str, *, mode: str = "cached", resume: str | None = None, **changes: Any
+    ) -> list[dict[str, Any]]:
+        cell = "cpu_1-bs2" if mode == "cached" else "cpu_1-bs1-online"
+        base = resolve(plan(small_bench, f"{cell}-r1"), found.dataset, None).to_json()
+        spec = RunSpec.model_validate(_changed(base, changes))
+        (tmp_path / folder).mkdir()
+        train(
+            spec,
+            data=tmp_path / ("index.json" if mode == "cached" else "manifest.json"),
+            videos=tmp_path / "videos",
+            vae_weights=None,
+            folder=tmp_path / folder,
+            resume=tmp_path / resume if resume else None,
+        )
+        return read(tmp_path / folder / "log.jsonl")
+
+    return run
+
+
+def read(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def _changed(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """``steps__timed=9`` changes base["steps"]["timed"]."""
+    changed = json.loads(json.dumps(base))
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        inside = changed
+        for parent in parents:
+            inside = inside[parent]
+        inside[last] = value
+    return changed
+
+
+def steps(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [event for event in log if event["event"] == "step"]
+
+
+def losses(log: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    return [(step["loss"], step["grad_norm"]) for step in steps(log)]
+
+
+def test_record(run_once: Train) -> None:
+    log = run_once("out")
+    assert [event["event"] for event in log] == [
+        "header",
+        *["step"] * 6,
+        "window",
+        "memory",
+        "footer",
+    ]
+    header, window, memory = log[0], log[-3], log[-2]
+    assert [step["phase"] for step in steps(log)] == ["warmup"] * 2 + ["timed"] * 4
+    assert [step["step"] for step in steps(log)] == [1, 2, 3, 4, 5, 6]
+    assert (window["first_step"], window["last_step"]) == (3, 6)
+    timed = sum(step["step_s"] for step in steps(log)[2:])
+    # The window holds its steps, and the log's own writing: no step is outside of it.
+    assert 0 < timed <= window["wall_s"]
+    assert header["effective"]["experts"] == 4
+    assert header["effective"]["parameters"] > header["effective"]["trainable_parameters"]
+    assert header["declared"]["clips_per_gpu"] == 2
+    assert len(header["devices"]) == 1
+    assert memory["device_gib"] is None
+    assert memory["host_peak_gib"] > 0
+
+
+def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(run_once: Train) -> None:
+    whole = run_once("whole", steps__checkpoint_every=4)
+    rest = run_once("rest", steps__checkpoint_every=4, resume="whole/checkpoint.pt")
+    assert [step["step"] for step in steps(rest)] == [5, 6]
+    assert losses(rest) == losses(whole)[4:]
+    # Half a window is no throughput: none is recorded.
+    assert not [event for event in rest if event["event"] == "window"]
+    assert rest[0]["resumed_after"] == 4
+
+
+def test_a_checkpoint_of_another_spec_or_a_damaged_one_is_refused(
+    run_once: Train, tmp_path: Path
+) -> None:
+    run_once("whole", steps__checkpoint_every=4)
+    with pytest.raises(UserError, match=r"checkpoint\.pt: made by spec sha256:"):
+        run_once("other", steps__checkpoint_every=5, resume="whole/checkpoint.pt")
+    damaged = tmp_path / "whole/checkpoint.pt"
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"checkpoint\.pt: not a readable checkpoint"):
+        run_once("again", steps__checkpoint_every=4, resume="whole/checkpoint.pt")
+
+
+def test_workers_change_no_loss(run_once: Train) -> None:
+    assert losses(run_once("in_loop")) == losses(run_once("in_workers", workers=2))
+
+
+def test_repeats_differ_and_the_same_seed_does_not(run_once: Train) -> None:
+    first, again, other = run_once("a"), run_once("b"), run_once("c", seed=1)
+    assert losses(first) == losses(again)
+    assert losses(first) != losses(other)
+
+
+def test_online_mode_encodes_the_clips(run_once: Train) -> None:
+    log = run_once("out", mode="online")
+    assert log[0]["effective"]["data_mode"] == "online"
+    assert all(step["loss"] > 0 for step in steps(log))
+
+
+def test_clipping_begins_at_its_step(run_once: Train) -> None:
+    free = run_once("free", optimizer__clip_from_step=100)
+    clipped = run_once("clipped", optimizer__clip_from_step=3, optimizer__clip_norm=1e-6)
+    # The norm that is logged is the one before clipping; weights differ from step 3's update on.
+    assert losses(free)[:3] == losses(clipped)[:3]
+    assert losses(free)[3:] != losses(clipped)[3:]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(run_once: Train, tmp_path: Path) -> None:
+    with pytest.raises(LossNotFinite, match=r"step \d+: loss"):
+        run_once("out", optimizer__learning_rate=1e30)
+    log = read(tmp_path / "out/log.jsonl")
+    assert log[-1]["event"] == "step"  # what was measured before is on disk
+    assert None in (log[-1]["loss"], log[-1]["grad_norm"])
+
+
+def test_declared_must_be_effective(run_once: Train) -> None:
+    with pytest.raises(UserError, match="precision: the spec says tf32, the run does fp32"):
+        run_once("out", precision="tf32")
+
+
+def test_a_process_outside_its_group_is_refused(run_once: Train) -> None:
+    with pytest.raises(UserError, match="1 processes for a run of 2: start it with xdimo launch"):
+        run_once("out", gpus=2)
