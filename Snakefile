@@ -5,6 +5,7 @@
     snakemake gpu_h200                           one target; gpu_h200-bs4: one cell
     snakemake -R train_gpu_h200 -- gpu_h200      measure a target again; earlier attempts are kept
 
+inputs.smk   what rules read, as functions of their wildcards
 data.smk     videos -> manifest -> latents
 train.smk    spec -> run -> metrics, once a repeat
 report.smk   metrics -> plots, tables
@@ -21,7 +22,6 @@ sys.path.insert(0, workflow.basedir)
 from xdimo.errors import UserError
 from xdimo.load import load, typed
 
-
 # Files given with --configfile, later ones replacing single values, and then --config.
 CONFIGS = [os.path.relpath(path) for path in workflow.configfiles] or ["config/config.yaml"]
 OVERRIDE = typed(workflow.config_settings.config)
@@ -33,7 +33,7 @@ except UserError as error:
 
 # `python` in a rule is the one that runs this, activated or not; a conda environment of the rule's
 # own comes before it.
-os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
 
 # How a verb reads the same config.
 FROM_CONFIG = f"--config {shlex.join(CONFIGS)}"
@@ -62,6 +62,7 @@ rule all:
         f"{RESULTS}/summary.md",
 
 
+include: "workflow/rules/inputs.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/report.smk"
@@ -69,8 +70,12 @@ include: "workflow/rules/report.smk"
 
 # What was measured is always shown, also after a failure or when one target alone was asked for.
 onsuccess:
-    shell("python -m xdimo plot {FROM_CONFIG} > /dev/null && python -m xdimo report {FROM_CONFIG}")
+    shell(
+        "python -m xdimo plot {FROM_CONFIG} > /dev/null && python -m xdimo report {FROM_CONFIG}"
+    )
 
 
 onerror:
-    shell("python -m xdimo plot {FROM_CONFIG} > /dev/null && python -m xdimo report {FROM_CONFIG}")
+    shell(
+        "python -m xdimo plot {FROM_CONFIG} > /dev/null && python -m xdimo report {FROM_CONFIG}"
+    )

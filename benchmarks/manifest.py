@@ -16,7 +16,6 @@ import av
 import numpy as np
 from tabulate import tabulate
 
-from xdimo.data.clips import draw, offsets
 from xdimo.data.decode import Decoder, open_video
 from xdimo.data.manifest import build
 
@@ -44,6 +43,9 @@ def make(path: Path, frames: int, keyframe_every: int) -> Path:
 
 
 def clips_per_s(path: Path, decoder: Decoder) -> float:
+    # Here, because every child of the manifest imports this file again, and this imports torch.
+    from xdimo.data.clips import draw, offsets
+
     reader = open_video(path, decoder=decoder, index="timestamps", frames=FRAMES)
     begun, clips = time.perf_counter(), 0
     while (passed := time.perf_counter() - begun) < SECONDS:

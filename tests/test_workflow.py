@@ -146,9 +146,11 @@ def test_another_video_is_measured_by_the_next_command(copy: Path) -> None:
 
 
 def test_a_value_on_the_command_line_reaches_the_run(copy: Path) -> None:
+    edit(copy, targets__cpu_2__setup=["cd .", "touch 'the set-up ran'"])
     override = ["--config", "train={timed_steps: 7}"]
     done = snakemake(copy, *override, "--", "cpu_2-bs1")
     assert done.returncode == 0, done.stderr
+    assert (copy / "the set-up ran").exists()
     folder = runs(copy) / "cpu_2-bs1-r1"
     assert json.loads((folder / "spec.json").read_text())["steps"]["timed"] == 7
     run = json.loads((folder / "run.json").read_text())

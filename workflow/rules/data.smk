@@ -19,11 +19,11 @@ if FETCHED:
             FETCHED,
         log:
             f"{LOGS}/fetch.log",
+        conda:
+            "../envs/xdimo.yaml"
         params:
             config=FROM_CONFIG,
             packages=[package.model_dump() for package in BENCH.dataset.fetch],
-        conda:
-            "../envs/xdimo.yaml"
         shell:
             "python -m xdimo fetch {params.config} > {log} 2>&1"
 
@@ -40,17 +40,17 @@ rule manifest:
         MANIFEST,
     log:
         f"{LOGS}/manifest.log",
+    conda:
+        "../envs/xdimo.yaml"
+    threads: 4
     params:
-        videos=BENCH.dataset.videos,
+        videos=lambda wildcards: BENCH.dataset.videos,
         expected=(
             f"--expected {BENCH.dataset.expected_videos}" if BENCH.dataset.expected_videos else ""
         ),
         window=BENCH.clips.window,
         decoder=BENCH.dataset.decoder,
         timeout=BENCH.dataset.probe_timeout_s,
-    conda:
-        "../envs/xdimo.yaml"
-    threads: 4
     shell:
         "python -m xdimo manifest {params.videos:q} {params.expected}"
         " --window {params.window}"
@@ -73,18 +73,18 @@ rule latents:
         LATENTS,
     log:
         f"{LOGS}/latents.log",
-    params:
-        videos=BENCH.dataset.videos,
-        plan=canonical(latents_plan(BENCH).model_dump()),
-        device=PREPARER.device,
+    conda:
+        "../envs/xdimo.yaml"
+    threads: BENCH.cpus_per_gpu
     resources:
         gpu=1 if PREPARER.device == "cuda" else 0,
         host=1,
         queue=PREPARER.queue,
         walltime_min=PREPARER.walltime_min,
-    conda:
-        "../envs/xdimo.yaml"
-    threads: BENCH.cpus_per_gpu
+    params:
+        videos=BENCH.dataset.videos,
+        plan=canonical(latents_plan(BENCH).model_dump()),
+        device=PREPARER.device,
     shell:
         "python -m xdimo latents {input:q}"
         " --videos {params.videos:q}"

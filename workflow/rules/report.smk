@@ -17,11 +17,11 @@ rule plot:
         [f"{RESULTS}/plots/{name}.{kind}" for name in PLOTS for kind in ("png", "svg")],
     log:
         f"{LOGS}/plot.log",
+    conda:
+        "../envs/xdimo.yaml"
     params:
         config=FROM_CONFIG,
         title=BENCH.title,
-    conda:
-        "../envs/xdimo.yaml"
     shell:
         "python -m xdimo plot {params.config} > {log} 2>&1"
 
@@ -41,10 +41,10 @@ rule report:
         [f"{RESULTS}/{name}" for name in TABLES],
     log:
         f"{LOGS}/report.log",
+    conda:
+        "../envs/xdimo.yaml"
     params:
         config=FROM_CONFIG,
         bench=BENCH.model_dump_json(),
-    conda:
-        "../envs/xdimo.yaml"
     shell:
         "python -m xdimo report {params.config} > {log} 2>&1"

@@ -1,50 +1,7 @@
 """Spec -> run -> metrics, once a repeat of each cell."""
 
 from xdimo.files import canonical
-from xdimo.spec import dataset_in, is_current, plan, require_in_service
-
-CELLS = BENCH.cells | BENCH.twins
-
-
-def planned(wildcards):
-    """What the config says of this run."""
-    return plan(BENCH, f"{wildcards.cell}-r{wildcards.repeat}")
-
-
-def spec_of(wildcards):
-    """spec.json; its age counts only where the run beside it is of other content."""
-    folder = Path(f"{RUNS}/{wildcards.cell}-r{wildcards.repeat}")
-    spec = f"{folder}/spec.json"
-    current = is_current(planned(wildcards), folder, Path(MANIFEST))
-    return ancient(spec) if current else spec
-
-
-def data_of(wildcards):
-    """The latents' index, or the manifest in online mode. The spec carries their content."""
-    return ancient(LATENTS if CELLS[wildcards.cell].mode == "cached" else MANIFEST)
-
-
-def sources(wildcards):
-    """What online mode reads besides."""
-    if CELLS[wildcards.cell].mode == "cached":
-        return ""
-    vae = "" if BENCH.vae.random else f" --vae {shlex.quote(BENCH.vae.weights)}"
-    return f"--videos {shlex.quote(BENCH.dataset.videos)}{vae}"
-
-
-def metrics_of(cells):
-    return [f"{RUNS}/{run}/metrics.json" for run in BENCH.runs(cells)]
-
-
-def asked_for(cells):
-    """Input function of a name on the command line: refuses a target out of service."""
-
-    def inputs(wildcards):
-        for cell in cells:
-            require_in_service(BENCH, CELLS[cell].target)
-        return metrics_of(cells)
-
-    return inputs
+from xdimo.spec import dataset_in
 
 
 rule spec:
@@ -59,12 +16,12 @@ rule spec:
         f"{RUNS}/{{cell}}-r{{repeat}}/spec.json",
     log:
         f"{LOGS}/{{cell}}-r{{repeat}}.spec.log",
+    conda:
+        "../envs/xdimo.yaml"
     params:
         plan=lambda wildcards: canonical(planned(wildcards)),
         dataset=lambda wildcards: dataset_in(MANIFEST),
         vae=BENCH.vae.weights,
-    conda:
-        "../envs/xdimo.yaml"
     shell:
         "python -m xdimo spec {wildcards.cell}-r{wildcards.repeat}"
         " --plan {params.plan:q}"
@@ -91,8 +48,13 @@ for name, target in BENCH.targets.items():
             f"{RUNS}/{{cell}}-r{{repeat}}/run.json",
         log:
             f"{LOGS}/{{cell}}-r{{repeat}}.train.log",
-        params:
-            sources=sources,
+        wildcard_constraints:
+            cell=rf"{name}-bs[0-9]+(-online|-cached)?",
+        priority: lambda wildcards: -int(wildcards.repeat)
+        retries: 2
+        conda:
+            "../envs/xdimo.yaml"
+        threads: BENCH.cpus_per_gpu * target.gpus
         resources:
             gpu=target.gpus if target.device == "cuda" else 0,
             host=1,
@@ -101,19 +63,15 @@ for name, target in BENCH.targets.items():
             pending_limit=BENCH.pending_limit,
             setup="".join(f"{line}\n" for line in target.setup),
             walltime_min=target.walltime_min,
-        priority: lambda wildcards: -int(wildcards.repeat)
-        retries: 2
-        conda:
-            "../envs/xdimo.yaml"
-        threads: BENCH.cpus_per_gpu * target.gpus
-        wildcard_constraints:
-            cell=rf"{name}-bs[0-9]+(-online|-cached)?",
+        params:
+            sources=sources,
+            hardware=BENCH.hardware,
         shell:
             "{resources.setup}"
             "python -m xdimo launch {input.spec:q}"
             " --data {input.data:q}"
             " {params.sources}"
-            " --hardware {BENCH.hardware:q}"
+            " --hardware {params.hardware:q}"
             " --walltime-min {resources.walltime_min}"
             " --output {output:q}"
             " > {log} 2>&1"
@@ -148,10 +106,10 @@ rule metrics:
         f"{RUNS}/{{cell}}-r{{repeat}}/metrics.json",
     log:
         f"{LOGS}/{{cell}}-r{{repeat}}.metrics.log",
-    params:
-        hardware=BENCH.hardware,
     conda:
         "../envs/xdimo.yaml"
+    params:
+        hardware=BENCH.hardware,
     shell:
         "python -m xdimo metrics {input:q}"
         " --hardware {params.hardware:q}"

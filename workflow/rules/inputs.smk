@@ -1,0 +1,46 @@
+"""What rules read, as functions of their wildcards."""
+
+from xdimo.spec import is_current, plan, require_in_service
+
+CELLS = BENCH.cells | BENCH.twins
+
+
+def planned(wildcards):
+    """What the config says of this run."""
+    return plan(BENCH, f"{wildcards.cell}-r{wildcards.repeat}")
+
+
+def spec_of(wildcards):
+    """spec.json; its age counts only where the run beside it is of other content."""
+    folder = Path(f"{RUNS}/{wildcards.cell}-r{wildcards.repeat}")
+    spec = f"{folder}/spec.json"
+    current = is_current(planned(wildcards), folder, Path(MANIFEST))
+    return ancient(spec) if current else spec
+
+
+def data_of(wildcards):
+    """The latents' index, or the manifest in online mode. The spec carries their content."""
+    return ancient(LATENTS if CELLS[wildcards.cell].mode == "cached" else MANIFEST)
+
+
+def sources(wildcards):
+    """What online mode reads besides."""
+    if CELLS[wildcards.cell].mode == "cached":
+        return ""
+    vae = "" if BENCH.vae.random else f" --vae {shlex.quote(BENCH.vae.weights)}"
+    return f"--videos {shlex.quote(BENCH.dataset.videos)}{vae}"
+
+
+def metrics_of(cells):
+    return [f"{RUNS}/{run}/metrics.json" for run in BENCH.runs(cells)]
+
+
+def asked_for(cells):
+    """Input function of a name on the command line: refuses a target out of service."""
+
+    def inputs(wildcards):
+        for cell in cells:
+            require_in_service(BENCH, CELLS[cell].target)
+        return metrics_of(cells)
+
+    return inputs
