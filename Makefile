@@ -42,7 +42,7 @@ demo: install
 	@echo "The plots:  $$(ls results/demo/plots/*.png | tr '\n' ' ')"
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: install
 	$(BIN)/ruff check

@@ -15,6 +15,14 @@ from xdimo.config import Bench
 from xdimo.load import load
 from xdimo.spec import RunSpec, plan, resolve
 
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where CI is set nothing may be skipped: a skip there fails the run."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and reporter and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 ROOT = Path(__file__).parent.parent
 DATASET = "sha256:" + "0" * 64
 

@@ -86,6 +86,13 @@ def test_an_avi_that_skips_frames_is_whole_and_a_cut_one_is_not(tmp_path):
     assert probe.measure(str(skipping)).frames == 60
     with pytest.raises(probe.NotAVideo, match="cut-off copy"):
         probe.measure(str(cut(skipping, 0.6)))
+    # Cut between two frames, nothing in it is damaged; its header still announces 63.
+    with av.open(str(skipping)) as container:
+        end = [packet.pos for packet in container.demux(video=0) if packet.size][40] - 8
+    shorter = tmp_path / "shorter.avi"
+    shorter.write_bytes(skipping.read_bytes()[:end])
+    with pytest.raises(probe.NotAVideo, match=r"\d+ of 63 frames lie in it"):
+        probe.measure(str(shorter))
 
 
 def test_decord_is_refused_exactly_where_it_shows_other_frames(made):

@@ -122,6 +122,8 @@ def test_unchanged_files_are_not_read_again(probed, made, tmp_path, monkeypatch)
     os.utime(folder / "edge.avi", ns=(1, 1))
     make(folder, output, decoder="pyav", workers=1)
     assert asked[4:] == ["edge.avi"]
+    make(folder, output, decoder="auto")  # its rows say whether decord is exact: other probes
+    assert len(asked) == 8
 
 
 def test_another_number_of_videos_than_expected(probed, made, monkeypatch):

@@ -32,7 +32,7 @@ from xdimo.files import file_hash
 
 PROVED_CLIPS = 4  # random clips a reader must show exactly, of
 CLIP_FRAMES, CLIP_STEP = 16, 3
-PROVED_KEYS = 32  # keyframes around which it must show frames exactly
+PROVED_KEYS = 256  # keyframes around which it must show frames exactly
 
 
 @dataclass(frozen=True)

@@ -68,10 +68,15 @@ def load(
             raise UserError(f"the spec's VAE has weights ({spec.id}); give their folder")
         vae = _stored(spec, weights)
     vae = vae.eval().requires_grad_(False)
-    if device.type == "cuda":
-        vae = vae.to(device, dtype or torch.bfloat16, memory_format=torch.channels_last)
-    else:
-        vae = vae.to(device, dtype or torch.float32)
+    on_gpu = device.type == "cuda"
+    # Module's own method: that of diffusers warns of modules to keep in float32, of which the VAE
+    # has none.
+    torch.nn.Module.to(
+        vae,
+        device=device,
+        dtype=dtype or (torch.bfloat16 if on_gpu else torch.float32),
+        memory_format=torch.channels_last if on_gpu else torch.preserve_format,
+    )
     if compiled:
         vae.encoder.compile()
     return vae
