@@ -55,14 +55,17 @@ localrules:
     all,
 
 
+include: "workflow/rules/inputs.smk"
+
+
 rule all:
     """The summary of every target that is in service."""
     default_target: True
     input:
         f"{RESULTS}/summary.md",
+        metrics_of(BENCH.in_service),
 
 
-include: "workflow/rules/inputs.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/report.smk"

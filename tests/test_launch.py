@@ -161,6 +161,19 @@ def test_attempts_are_kept(
     assert json.loads((tmp_path / "attempts/1/run.json").read_text())["attempt"] == 1
 
 
+def test_thread_counts_are_the_specs_alone(
+    small_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MKL_NUM_THREADS", "8")  # as Snakemake does in a rule of 8 threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    monkeypatch.setenv("UNTOUCHED", "yes")
+    environment = {"OMP_NUM_THREADS": "1"}
+    spec = spec_of(small_bench, "cpu_1-bs1-r1").model_copy(update={"environment": environment})
+    child = launching._environment(spec)
+    assert {key: child[key] for key in child if key.endswith("_NUM_THREADS")} == environment
+    assert child["UNTOUCHED"] == "yes"
+
+
 def test_missing_or_other_gpus_are_said_before_anything_starts(
     tmp_path: Path, small_bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -175,6 +175,19 @@ def test_a_crashing_target_is_retried_and_the_others_are_shown(copy: Path) -> No
     summary = (copy / "results/summary.md").read_text()
     assert re.search(r"`cpu_2-bs1`.*\bcrash", summary, re.IGNORECASE)
     assert re.search(r"`cpu_1-bs1`.*samples/s", summary)
+    # The table that was rendered all the same does not pass for the finished one.
+    edit(copy, targets__cpu_2__environment={})
+    for target in ("all", "results/summary.md"):
+        assert planned(copy, target)["train_cpu_2"] == 1
+
+
+def test_a_summary_rendered_by_hand_does_not_stop_the_workflow(copy: Path) -> None:
+    shutil.rmtree(runs(copy) / "cpu_1-bs2-r1")
+    report = [sys.executable, "-m", "xdimo", "report", "--config", "small.yaml"]
+    subprocess.run(report, cwd=copy, check=True)
+    assert planned(copy, "results/summary.md")["train_cpu_1"] == 1
+    assert snakemake(copy, "results/summary.md").returncode == 0
+    assert planned(copy) == Counter()
 
 
 def test_changed_latents_are_an_answer(copy: Path) -> None:

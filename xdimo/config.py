@@ -248,6 +248,11 @@ class Bench(Strict):
         return [f"{cell}-r{repeat}" for repeat in repeats for cell in cells]
 
     @property
+    def in_service(self) -> list[str]:
+        """The cells of the matrix whose targets are not switched off."""
+        return [name for name, cell in self.cells.items() if self.targets[cell.target].enabled]
+
+    @property
     def runs_folder(self) -> str:
         return f"{self.results}/runs/{self.campaign}"
 

@@ -35,6 +35,10 @@ def metrics_of(cells):
     return [f"{RUNS}/{run}/metrics.json" for run in BENCH.runs(cells)]
 
 
+def missing(files):
+    return [file for file in files if not os.path.exists(file)]
+
+
 def asked_for(cells):
     """Input function of a name on the command line: refuses a target out of service."""
 

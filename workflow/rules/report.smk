@@ -2,8 +2,6 @@
 
 from xdimo.report import PLOTS, TABLES
 
-IN_SERVICE = [cell for cell in BENCH.cells if BENCH.targets[BENCH.cells[cell].target].enabled]
-
 
 rule plot:
     """Draw speedup, throughput, MFU, memory and step times.
@@ -12,7 +10,7 @@ rule plot:
     output: PNG and SVG files
     """
     input:
-        metrics_of(IN_SERVICE),
+        metrics_of(BENCH.in_service),
     output:
         [f"{RESULTS}/plots/{name}.{kind}" for name in PLOTS for kind in ("png", "svg")],
     log:
@@ -33,7 +31,7 @@ rule report:
     output: summary files
     """
     input:
-        metrics_of(IN_SERVICE),
+        metrics_of(BENCH.in_service),
         history=BENCH.history,
         hardware=BENCH.hardware,
         plots=rules.plot.output,
@@ -46,5 +44,7 @@ rule report:
     params:
         config=FROM_CONFIG,
         bench=BENCH.model_dump_json(),
+        # None when it runs; a summary rendered earlier, by hand or after a failure, is not the last.
+        missing=lambda wildcards: missing(metrics_of(BENCH.in_service)),
     shell:
         "python -m xdimo report {params.config} > {log} 2>&1"

@@ -122,7 +122,7 @@ def launch(
     folder = _new_attempt(output.parent)
     group = _Group(
         _command(spec, spec_path, data, videos, vae, folder),
-        {**os.environ, **spec.environment},
+        _environment(spec),
         folder / "output.log",
     )
     end = _End()
@@ -180,6 +180,16 @@ def _require_devices(spec: RunSpec, hardware: Hardware) -> None:
             f"{wanted} ({', '.join(card.devices)}); this machine has {', '.join(others)}; "
             f"{elsewhere}, or list the name under cards.{spec.card}.devices in hardware.yaml"
         )
+
+
+def _environment(spec: RunSpec) -> dict[str, str]:
+    """The caller's, with the spec's variables, and no thread counts but the spec's.
+
+    Snakemake sets them to the rule's threads; in every rank, that many threads would fight over the
+    cores (seen on two cores: MKL's two threads in each of two ranks, steps 10 times slower).
+    """
+    kept = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
+    return {**kept, **spec.environment}
 
 
 def _new_attempt(run: Path) -> Path:
