@@ -122,8 +122,8 @@ class Model(Strict):
 
 
 class Train(Strict):
-    implementation: Literal["reference"] = Field(
-        "reference", description="which code runs the experts and attention"
+    implementation: Literal["reference", "fused"] = Field(
+        "reference", description="which code runs the step; fused = Triton kernels, one GPU a run"
     )
     precision: Precision = Field("bf16", description="bf16 = autocast; tf32 = fp32 with TF32")
     warmup_steps: Positive = Field(50, description="steps before the clock starts")

@@ -174,6 +174,8 @@ def check(bench: Bench, hardware: Hardware) -> None:
                 f"vae.norm_num_groups: {vae.norm_num_groups} does not divide {channels} "
                 "of vae.block_out_channels"
             )
+    if bench.train.implementation == "fused":
+        _check_fused(bench)
     for name, target in bench.targets.items():
         _check_target(f"targets.{name}", target, hardware)
     known = ", ".join(bench.targets)
@@ -182,6 +184,17 @@ def check(bench: Bench, hardware: Hardware) -> None:
     if bench.baseline not in bench.cells:
         cells = ", ".join(bench.cells)
         raise UserError(f"baseline: {bench.baseline!r} is no cell; allowed: {cells}")
+
+
+def _check_fused(bench: Bench) -> None:
+    if bench.train.precision == "tf32":
+        raise UserError("train.precision: tf32; the fused implementation has fp32 and bf16")
+    for name, target in bench.targets.items():
+        if target.gpus > 1 or target.device == "cpu":
+            raise UserError(
+                f"train.implementation: fused runs on one GPU only, so far, and targets.{name} "
+                f"has {target.gpus} x {target.device}; allowed: reference"
+            )
 
 
 def _check_target(path: str, target: Target, hardware: Hardware) -> None:

@@ -1,9 +1,7 @@
 """One run, as every rank sees it: warm-up steps, then timed steps, then it ends by itself."""
 
-import copy
 import os
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from xdimo.spec import RunSpec
 from xdimo.train import checkpoint, identity, telemetry
 from xdimo.train.failure import LossNotFinite
 from xdimo.train.record import SCHEMA, Record
+from xdimo.train.step import EAGER_STEPS, CapturedStep, Step, autocast
 
 
 def train(
@@ -39,6 +38,11 @@ def train(
     Raises UserError (declared is not effective), DataError, LossNotFinite, and torch's own errors.
     """
     started = time.perf_counter()
+    if captures(spec) and spec.steps.warmup <= EAGER_STEPS:
+        raise UserError(
+            f"steps.warmup: {spec.steps.warmup}; {spec.implementation} is captured after "
+            f"{EAGER_STEPS} steps, which must lie before the timed ones"
+        )
     rank, device = _join(spec)
     torch.manual_seed(spec.seed)  # the same weights on every rank
     # Noise differs by rank, and again by repeat: repeats have seeds of their own.
@@ -46,16 +50,9 @@ def train(
     torch.backends.cuda.matmul.allow_tf32 = spec.precision == "tf32"
     torch.backends.cudnn.allow_tf32 = spec.precision == "tf32"
 
-    model = Latte(
-        spec.model,
-        latent_size=spec.latent_size,
-        latent_channels=spec.vae.latent_channels,
-        frames=spec.data.frames,
-    ).to(device)
-    ema = copy.deepcopy(model).requires_grad_(False)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=spec.optimizer.learning_rate, weight_decay=0.0)
-    state = checkpoint.State(model, ema, optimizer, generator)
+    model, ema = build(spec).to(device), build(spec).to(device).requires_grad_(False)
+    ema.load_state_dict(model.state_dict())
+    state = checkpoint.State(model, ema, _optimizer(spec, model), generator)
     done = checkpoint.load(resume, spec.hash, state) if resume else 0
 
     ddp = _distributed(model, device)
@@ -68,6 +65,7 @@ def train(
     batches = iter(
         clips.loader(spec, rank=rank, first_step=done, steps=last - done, data=data, videos=videos)
     )
+    take_step = stepper(spec, state, ddp, diffusion, vae)
     clock = telemetry.Clock(device)
     meter = telemetry.StepMeter(clock)
     window_start = None
@@ -87,23 +85,9 @@ def train(
             waited = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - waited
-            latents = clips.to_latents(batch, vae, spec.vae.scaling_factor, generator)
 
-            # forward and backward
-            with _autocast(spec, device):
-                loss = diffusion.loss(ddp, latents, generator)["loss"]
-            loss.backward()
-
-            # clip
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            grad_norm = nn.utils.get_total_norm(gradients)
-            if step >= spec.optimizer.clip_from_step:
-                nn.utils.clip_grads_with_norm_(parameters, spec.optimizer.clip_norm, grad_norm)
-
-            # step
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            _average(ema, model, spec.optimizer.ema_decay)
+            # forward, backward, optimizer, average
+            loss, grad_norm = take_step(batch, step >= spec.optimizer.clip_from_step)
 
             # log
             fields = {
@@ -147,9 +131,42 @@ def _join(spec: RunSpec) -> tuple[int, torch.device]:
     device = torch.device("cuda", local) if spec.device == "cuda" else torch.device("cpu")
     if spec.device == "cuda":
         torch.cuda.set_device(device)
+    if captures(spec):
+        # Its watchdog asks events of the captured collectives, which are never there.
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     if world > 1:
         dist.init_process_group("nccl" if spec.device == "cuda" else "gloo")
     return rank, device
+
+
+def build(spec: RunSpec) -> Latte:
+    """The spec's model in its implementation, on the CPU."""
+    kind: type[Latte] = Latte
+    if spec.implementation == "fused":
+        from xdimo.model.fused.latte import FusedLatte as kind
+    return kind(
+        spec.model,
+        latent_size=spec.latent_size,
+        latent_channels=spec.vae.latent_channels,
+        frames=spec.data.frames,
+    )
+
+
+def stepper(spec: RunSpec, *parts: Any) -> Step | CapturedStep:
+    """Captured where the implementation never makes the host wait; ``parts``: those of Step."""
+    step = Step(spec, *parts)
+    return CapturedStep(step) if captures(spec) else step
+
+
+def captures(spec: RunSpec) -> bool:
+    return spec.implementation != "reference" and spec.device == "cuda"
+
+
+def _optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    options: dict[str, Any] = {"fused": True, "capturable": True} if captures(spec) else {}
+    rate = spec.optimizer.learning_rate
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0, **options)
 
 
 def _distributed(model: nn.Module, device: torch.device) -> nn.Module:
@@ -157,17 +174,6 @@ def _distributed(model: nn.Module, device: torch.device) -> nn.Module:
         return model
     ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
-
-
-def _autocast(spec: RunSpec, device: torch.device) -> Any:
-    if spec.precision == "bf16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
-
-
-@torch.no_grad()
-def _average(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
 
 
 def _together(clock: telemetry.Clock) -> None:
@@ -242,7 +248,7 @@ def _effective(spec: RunSpec, model: Latte, device: torch.device) -> dict[str, A
     counts = [p.numel() for p in model.parameters()]
     trainable = [p.numel() for p in model.parameters() if p.requires_grad]
     block = model.blocks[0]
-    with _autocast(spec, device):
+    with autocast(spec):
         probe = torch.ones(8, 8, device=device)
         dtype = (probe @ probe).dtype
     tf32 = device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32

@@ -1,0 +1,156 @@
+"""The fused network is the reference network: outputs and all gradients, on any token counts.
+
+On a machine without a GPU the kernels run in Triton's interpreter, in float32.
+"""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():  # read when triton is imported
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+pytest.importorskip("triton", reason="torch comes without Triton on this system")
+
+from xdimo.model import latte, moe
+from xdimo.model.fused import experts as fused_experts
+from xdimo.model.fused.latte import FusedLatte, route
+from xdimo.model.fused.temporal import temporal_attention
+from xdimo.spec import ModelSpec
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    error = (found.double() - wanted.double()).norm()
+    return float((error / wanted.double().norm().clamp(min=1e-30)).detach())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 6).flatmap(lambda e: st.tuples(st.just(e), st.integers(1, e))),
+    st.integers(1, 40),
+    st.integers(0, 10_000),
+    st.booleans(),
+)
+def test_route_is_the_references(
+    shape: tuple[int, int], tokens: int, seed: int, ties: bool
+) -> None:
+    experts, k = shape
+    logits = torch.randn(tokens, experts, generator=torch.Generator().manual_seed(seed))
+    logits = logits.round() if ties else logits
+    weights, chosen = route(logits, k)
+    wanted_weights, wanted = moe.route(logits, k)
+    assert torch.equal(chosen.long(), wanted)
+    assert torch.allclose(weights, wanted_weights, atol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 3), st.integers(1, 700), st.integers(0, 10_000))
+def test_rows_hold_every_choice_once_and_tiles_one_expert(
+    experts: int, k: int, tokens: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(experts, (tokens, k), generator=generator, dtype=torch.int32)
+    chosen = chosen.to(DEVICE)
+    rows = fused_experts.sort_rows(chosen, experts)
+    assert sorted(rows.choice_R[rows.choice_R < tokens * k].tolist()) == list(range(tokens * k))
+    for token in range(tokens):
+        for j in range(k):
+            row = int(rows.row_TK[token, j])
+            assert int(rows.choice_R[row]) == token * k + j
+            assert int(rows.expert_M[row // fused_experts.TILE]) == int(chosen[token, j])
+    sizes = (rows.last_E - rows.first_E).tolist()
+    counts = torch.bincount(chosen.flatten().long(), minlength=experts).tolist()
+    assert sizes == [-(-n // fused_experts.TILE) * fused_experts.TILE for n in counts]
+
+
+# tokens, experts, k, width: no multiple of 8 among the counts, an expert without tokens, one token
+SHAPES = [(300, 4, 2, 48), (37, 4, 2, 32), (1, 3, 1, 16), (130, 2, 1, 80), (90, 5, 3, 24)]
+
+
+@pytest.mark.parametrize(("tokens", "experts", "k", "width"), SHAPES)
+@pytest.mark.parametrize("empty", [False, True])
+def test_mixture_and_all_its_gradients(
+    tokens: int, experts: int, k: int, width: int, empty: bool
+) -> None:
+    torch.manual_seed(tokens)
+    gate = nn.Linear(width, experts, bias=False, device=DEVICE)
+    layers = nn.ModuleList(latte.mlp(width) for _ in range(experts)).to(DEVICE)
+    if empty and experts > k:
+        gate.weight.data[-1] = 0  # its logit is 0, ...
+    x = torch.randn(tokens, width, device=DEVICE)
+    if empty and experts > k:
+        x = x.abs()
+        gate.weight.data[:-1].abs_()  # ... the others' are above
+    upstream = torch.randn(tokens, width, device=DEVICE)
+
+    def reference(inputs: Tensor) -> Tensor:
+        return moe.mixture(inputs, gate, layers, k)
+
+    def fused(inputs: Tensor) -> Tensor:
+        weights, chosen = route(gate(inputs), k)
+        stacks = [
+            torch.stack([getattr(getattr(layer, fc), name) for layer in layers])
+            for fc in ("fc1", "fc2")
+            for name in ("weight", "bias")
+        ]
+        return fused_experts.mixture(inputs, weights, chosen, *stacks)
+
+    results = []
+    for function in (reference, fused):
+        gate.zero_grad()
+        layers.zero_grad()
+        inputs = x.clone().requires_grad_()
+        out = function(inputs)
+        out.backward(upstream)
+        found = {name: p.grad for name, p in layers.named_parameters()}
+        results.append({"out": out.detach(), "x": inputs.grad, "gate": gate.weight.grad, **found})
+    scale = max(float(value.norm()) for value in results[0].values())
+    for name, wanted in results[0].items():
+        if wanted.norm() < 1e-6 * scale:  # k = 1: the router has no gradient; an unused expert
+            assert results[1][name].norm() < 1e-5 * scale, name
+        else:
+            assert relative(results[1][name], wanted) < 1e-5, name
+
+
+@pytest.mark.parametrize(("frames", "width", "heads"), [(16, 32, 2), (5, 24, 3), (16, 144, 2)])
+def test_temporal_attention_and_its_gradient(frames: int, width: int, heads: int) -> None:
+    torch.manual_seed(0)
+    qkv = torch.randn(2, frames, 3, 3 * width, device=DEVICE, requires_grad=True)
+    upstream = torch.randn(2, frames, 3, width, device=DEVICE)
+    split = qkv.view(2, frames, 3, 3, heads, width // heads).permute(3, 0, 2, 4, 1, 5)
+    wanted = latte.attention(*split).permute(0, 3, 1, 2, 4).reshape(2, frames, 3, width)
+    (wanted_grad,) = torch.autograd.grad(wanted, qkv, upstream)
+    found = temporal_attention(qkv, heads)
+    (grad,) = torch.autograd.grad(found, qkv, upstream)
+    assert relative(found, wanted) < 1e-5
+    assert relative(grad, wanted_grad) < 1e-5
+
+
+@pytest.mark.parametrize(("experts", "k"), [(1, 1), (4, 2)])
+def test_network_is_the_reference(experts: int, k: int) -> None:
+    size = ModelSpec(size="custom", depth=2, width=32, heads=2, patch=2, experts=experts, top_k=k)
+    shape = {"latent_size": 4, "latent_channels": 4, "frames": 3}
+    torch.manual_seed(0)
+    reference = latte.Latte(size, **shape).to(DEVICE)
+    for parameter in reference.parameters():  # adaLN-zero would hide the blocks
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.2)
+    fused = FusedLatte(size, **shape, compiled=DEVICE == "cuda").to(DEVICE)
+    assert list(fused.state_dict()) == list(reference.state_dict())
+    fused.load_state_dict(reference.state_dict())
+    x = torch.randn(2, 3, 4, 4, 4, device=DEVICE)
+    t = torch.tensor([3, 700], device=DEVICE)
+    upstream = torch.randn(2, 3, 8, 4, 4, device=DEVICE)
+    for model in (reference, fused):
+        model(x, t).backward(upstream)
+    assert relative(fused(x, t), reference(x, t)) < 1e-5
+    for (name, wanted), found in zip(reference.named_parameters(), fused.parameters(), strict=True):
+        if wanted.grad is not None:
+            assert relative(found.grad, wanted.grad) < 1e-4, name

@@ -1,0 +1,114 @@
+"""One optimizer step, run as it stands or captured once and replayed."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xdimo.data import clips
+from xdimo.model.diffusion import Diffusion
+from xdimo.spec import RunSpec
+from xdimo.train.checkpoint import State
+
+# Steps run as they stand before one is captured: compilation, the optimizer's state, and eleven
+# for DDP to settle its buckets.
+EAGER_STEPS = 12
+
+
+class Step:
+    """Loss and gradient norm of one step on one batch of the loader, both left on the device.
+
+    ``ddp``: the model, wrapped where there are several ranks. ``vae``: online mode's encoder.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        state: State,
+        ddp: Callable[[Tensor, Tensor], Tensor],
+        diffusion: Diffusion,
+        vae: Any,
+    ) -> None:
+        self.spec, self.state, self.ddp, self.diffusion, self.vae = spec, state, ddp, diffusion, vae
+        self.parameters = [p for p in state.model.parameters() if p.requires_grad]
+
+    def __call__(self, batch: dict[str, Any], clips_norm: bool) -> tuple[Tensor, Tensor]:
+        spec, state = self.spec, self.state
+        latents = clips.to_latents(batch, self.vae, spec.vae.scaling_factor, state.generator)
+
+        # forward and backward
+        with autocast(spec):
+            loss = self.diffusion.loss(self.ddp, latents, state.generator)["loss"]
+        loss.backward()
+
+        # clip
+        grad_norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if clips_norm:
+            nn.utils.clip_grads_with_norm_(self.parameters, spec.optimizer.clip_norm, grad_norm)
+
+        # step
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        _average(state.ema, state.model, spec.optimizer.ema_decay)
+        return loss.detach(), grad_norm
+
+
+class CapturedStep:
+    """The same step as a CUDA graph: one launch instead of thousands.
+
+    The first steps run as they stand. The step must not read the device from the host.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.taken = 0
+        self.stream = torch.cuda.Stream()
+        self.buffers: dict[str, Tensor] = {}
+        self.graphs: dict[bool, tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]]] = {}
+
+    def __call__(self, batch: dict[str, Any], clips_norm: bool) -> tuple[Tensor, Tensor]:
+        tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
+        if not self.buffers:
+            device = self.step.state.generator.device
+            self.buffers = {key: value.to(device) for key, value in tensors.items()}
+        for key, value in tensors.items():
+            self.buffers[key].copy_(value, non_blocking=True)
+        self.taken += 1
+        if self.taken <= EAGER_STEPS:
+            return self._on_side_stream(clips_norm)
+        if clips_norm not in self.graphs:
+            self.graphs[clips_norm] = self._capture(clips_norm)
+        graph, results = self.graphs[clips_norm]
+        graph.replay()
+        return results
+
+    def _on_side_stream(self, clips_norm: bool) -> tuple[Tensor, Tensor]:
+        """DDP must not have seen the default stream when a step of its is captured."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            results = self.step(self.buffers, clips_norm)
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return results
+
+    def _capture(self, clips_norm: bool) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]]:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # the graph has memory of its own
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self.step.state.generator)
+        # Other threads (pinning of batches, NCCL's watchdog) go on using the device meanwhile.
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            results = self.step(self.buffers, clips_norm)
+        return graph, results
+
+
+def autocast(spec: RunSpec) -> Any:
+    if spec.precision == "bf16":
+        return torch.autocast(spec.device, torch.bfloat16)
+    return nullcontext()
+
+
+@torch.no_grad()
+def _average(ema: nn.Module, model: nn.Module, decay: float) -> None:
+    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
