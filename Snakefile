@@ -71,14 +71,16 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/report.smk"
 
 
-# What was measured is always shown, also after a failure or when one target alone was asked for.
+# What was measured is always shown, also after a failure or when one target alone was asked for;
+# plots first, which the tables link, and the tables in any case.
+SHOW = (
+    f"python -m xdimo plot {FROM_CONFIG} > /dev/null || true; python -m xdimo report {FROM_CONFIG}"
+)
+
+
 onsuccess:
-    shell(
-        "python -m xdimo plot {FROM_CONFIG} > /dev/null && python -m xdimo report {FROM_CONFIG}"
-    )
+    shell("{SHOW}")
 
 
 onerror:
-    shell(
-        "python -m xdimo plot {FROM_CONFIG} > /dev/null && python -m xdimo report {FROM_CONFIG}"
-    )
+    shell("{SHOW}")

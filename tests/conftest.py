@@ -1,11 +1,13 @@
 """Small configs and specs that several test files build on."""
 
 import os
+from pathlib import Path
 
 # Before torch is imported anywhere: two cores, and timings are nobody's business here.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# And before Triton is: without a GPU its kernels run in its interpreter.
+os.environ.setdefault("TRITON_INTERPRET", "0" if Path("/dev/nvidiactl").exists() else "1")
 
-from pathlib import Path
 from typing import Any
 
 import pytest

@@ -106,6 +106,19 @@ def test_a_name_that_stands_twice_is_refused(small_config: Path) -> None:
         load(small_config)
 
 
+def test_a_misspelt_key_is_named_before_the_one_it_leaves_missing(small_config: Path) -> None:
+    small_config.write_text(small_config.read_text().replace("campaign:", "campagne:"))
+    with pytest.raises(UserError, match="campagne: unknown key; allowed: baseline, campaign, "):
+        load(small_config)
+
+
+@pytest.mark.parametrize("name", ["plot", "all", "train_one"])
+def test_a_target_may_not_be_called_like_a_step(name: str, small_config: Path) -> None:
+    small_config.write_text(small_config.read_text().replace("cpu_2", name))
+    with pytest.raises(UserError, match=f"targets.{name}: the name of a step"):
+        load(small_config)
+
+
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", ""])
 def test_a_file_that_is_no_config_is_named(text: str, tmp_path: Path) -> None:
     path = tmp_path / "odd.yaml"

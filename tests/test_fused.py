@@ -3,14 +3,8 @@
 On a machine without a GPU the kernels run in Triton's interpreter, in float32.
 """
 
-import os
-
-import torch
-
-if not torch.cuda.is_available():  # read when triton is imported
-    os.environ["TRITON_INTERPRET"] = "1"
-
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn

@@ -167,11 +167,14 @@ def test_thread_counts_are_the_specs_alone(
     monkeypatch.setenv("MKL_NUM_THREADS", "8")  # as Snakemake does in a rule of 8 threads
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
     monkeypatch.setenv("UNTOUCHED", "yes")
-    environment = {"OMP_NUM_THREADS": "1"}
-    spec = spec_of(small_bench, "cpu_1-bs1-r1").model_copy(update={"environment": environment})
-    child = launching._environment(spec)
-    assert {key: child[key] for key in child if key.endswith("_NUM_THREADS")} == environment
-    assert child["UNTOUCHED"] == "yes"
+    spec = spec_of(small_bench, "cpu_1-bs1-r1")
+    for environment, counts in (
+        ({}, {"OMP_NUM_THREADS": "1"}),
+        ({"OMP_NUM_THREADS": "3"}, {"OMP_NUM_THREADS": "3"}),
+    ):
+        child = launching._environment(spec.model_copy(update={"environment": environment}))
+        assert {key: child[key] for key in child if key.endswith("_NUM_THREADS")} == counts
+        assert child["UNTOUCHED"] == "yes"
 
 
 def test_missing_or_other_gpus_are_said_before_anything_starts(

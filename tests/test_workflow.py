@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 from collections import Counter
@@ -260,4 +261,65 @@ def test_repeats_are_interleaved(copy: Path) -> None:
 def test_report_of_snakemake_works_offline(measured: Path) -> None:
     done = snakemake(measured, "--report", "report.html")
     assert done.returncode == 0, done.stderr
-    assert (measured / "report.html").stat().st_size > 100_000
+    embedded = re.findall(
+        r"data:image/png;\S*?filename=(\w+)\.png", (measured / "report.html").read_text()
+    )
+    assert sorted(embedded) == ["memory", "mfu", "speedup", "steps", "throughput"]
+
+
+def test_every_figure_of_the_summary_is_made_again_from_the_logs(measured: Path) -> None:
+    figures = {folder.name[: -len("-r1")]: _figures(folder) for folder in runs(measured).iterdir()}
+    samples = {cell: values["samples_per_s"] for cell, values in figures.items()}
+    # Speedups of any pair; the summary says which.
+    ratios = [mine / base for mine in samples.values() for base in samples.values()]
+    summary = (measured / "results/summary.md").read_text()
+    checked = Counter[str]()
+    for section in re.split(r"^## ", summary, flags=re.MULTILINE)[1:]:
+        for row in re.findall(r"^\| .*$", section, re.MULTILINE):
+            cell = re.search(r"`(cpu_\d-bs\d)(-r1)?`", row)
+            if cell is None:  # a heading, or a table that is not of runs
+                continue
+            told = re.sub(r"`[^`]*`|\[[^]]*\]\([^)]*\)", "", row)  # names, commands, links
+            for text in re.findall(r"\d[\d,]*\.?\d*", told):
+                known = [*figures[cell[1]].values(), *ratios, 1, 2]  # 1, 2: processes, repeats
+                assert any(_rounds_to(value, text) for value in known), f"{text} in {row}"
+                checked[section.splitlines()[0]] += 1
+    assert set(checked) == {
+        "Results: each target at its baseline variant",
+        "Best variant of each target",
+        "Both data modes of the baseline",
+        "Hours of training",
+        "Cells and their commands",
+        "Run by run",
+    }
+
+
+def _figures(folder: Path) -> dict[str, float]:
+    """What the tables show of a run, from the raw lines of its log alone."""
+    events = [json.loads(line) for line in (folder / "attempts/1/log.jsonl").open()]
+    header, window = events[0], next(e for e in events if e["event"] == "window")
+    timed = [e for e in events if e["event"] == "step" and e["phase"] == "timed"]
+    spec = header["declared"]
+    steps_per_s = len(timed) / window["wall_s"]
+    samples_per_s = steps_per_s * spec["gpus"] * spec["clips_per_gpu"]
+    return {
+        "parameters": header["effective"]["parameters"],
+        "host_gib": max(e["host_peak_gib"] for e in events if e["event"] == "memory"),
+        "steps_per_s": steps_per_s,
+        "samples_per_s": samples_per_s,
+        "tokens_per_s": samples_per_s * 4 * 4 * 4,  # frames x (16 pixels / VAE 2 / patch 2)^2
+        "step_ms": 1e3 * statistics.median(e["step_s"] for e in timed),
+        "data_wait_percent": 100 * sum(e["data_wait_s"] for e in timed) / window["wall_s"],
+        "loss_start": timed[0]["loss"],  # a tenth of four steps, at least one
+        "loss_end": timed[-1]["loss"],
+        "hours_10k": 1e4 / steps_per_s / 3600,
+        "hours_1m": 1e6 / steps_per_s / 3600,
+        "attempt": header["attempt"],
+    }
+
+
+def _rounds_to(value: float, text: str) -> bool:
+    """Whether ``text`` is ``value`` rounded to the digits it has."""
+    shown = text.replace(",", "").rstrip(".")
+    decimals = len(shown.partition(".")[2])
+    return abs(value - float(shown)) <= 0.5000001 * 10**-decimals

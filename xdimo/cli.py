@@ -146,7 +146,7 @@ def parser() -> ArgumentParser:
     )
     sub.add_argument("size", help="S/2, B/2, L/2 or XL/2")
     sub.add_argument("--experts", type=int, default=4, help="1 = dense (4)")
-    sub.add_argument("--top-k", type=int, default=2, help="experts of a token (2)")
+    sub.add_argument("--top-k", type=int, help="experts of a token (2, dense: 1)")
     sub.add_argument("--frames", type=int, default=16, help="frames of a clip (16)")
     sub.add_argument("--pixels", type=int, default=256, help="side of a frame (256)")
     sub.add_argument("--json", action="store_true", help="for programs")
@@ -326,8 +326,10 @@ def _report(arguments: Namespace) -> None:
     write(summary, folder)
     if not arguments.records and not _all_measured(bench):
         # Older than what it is made from, so that Snakemake does not take it for the finished one.
+        made_from = (bench.hardware, bench.history)
+        time = min(os.stat(path).st_mtime for path in made_from if os.path.exists(path)) - 1
         for name in TABLES:
-            os.utime(folder / name, (0, 0))
+            os.utime(folder / name, (time, time))
     print(folder / "summary.md")
 
 
@@ -349,14 +351,21 @@ def _plot(arguments: Namespace) -> None:
 
 def _describe(arguments: Namespace) -> None:
     from xdimo.config import Model, Vae
-    from xdimo.load import parse
+    from xdimo.load import check_model, parse
     from xdimo.model.describe import describe, text
     from xdimo.spec import model_spec
 
     vae = Vae()
-    chosen = {"size": arguments.size, "experts": arguments.experts, "top_k": arguments.top_k}
+    top_k = min(2, arguments.experts) if arguments.top_k is None else arguments.top_k
+    model = parse(Model, {"size": arguments.size, "experts": arguments.experts, "top_k": top_k})
+    check_model(model)
+    if arguments.frames < 1:
+        raise UserError(f"--frames: {arguments.frames}; expected 1 or more")
+    unit = vae.factor * model.patch
+    if arguments.pixels < 1 or arguments.pixels % unit:
+        raise UserError(f"--pixels: {arguments.pixels}; expected a multiple of {unit}")
     description = describe(
-        model_spec(parse(Model, chosen)),
+        model_spec(model),
         frames=arguments.frames,
         latent_size=arguments.pixels // vae.factor,
         latent_channels=vae.latent_channels,
@@ -384,8 +393,19 @@ def _history(arguments: Namespace) -> None:
             f"campaign {arguments.campaign!r} is not that of "
             f"{_named(arguments.config)}: {bench.campaign!r}"
         )
+    if bench.demo:
+        raise UserError("a demo's figures say nothing about any hardware: no history of it")
     # Kept records last; those of a campaign not kept yet are the config's own.
     kept = Path("results/records") / bench.campaign
+    _require_same(Path(bench.runs_folder), kept)
     records = kept if kept.exists() else None
     added = add(bench, load_hardware(bench.hardware), Path(bench.history), records)
     print(f"{bench.history}: {added} rows added")
+
+
+def _require_same(runs: Path, kept: Path) -> None:
+    """Raises UserError where a run has been measured again since it was kept."""
+    for copy in sorted(kept.glob("*/run.json")):
+        newest = runs / copy.parent.name / "run.json"
+        if newest.exists() and newest.read_bytes() != copy.read_bytes():
+            raise UserError(f"{newest}: not what {copy} keeps; run `xdimo keep` first")

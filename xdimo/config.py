@@ -152,7 +152,9 @@ class Target(Strict):
     reason: str | None = Field(None, description="why it is out of service")
     setup: list[str] = Field([], description="shell lines before a run (conda activate ...)")
     walltime_min: Positive = Field(120, description="minutes a run may take")
-    environment: dict[str, str] = Field({}, description="environment variables of a run")
+    environment: dict[str, str] = Field(
+        {}, description="environment variables of a run; OMP_NUM_THREADS is 1 unless set here"
+    )
     variants: list[Positive] = Field(min_length=1, description="clips per GPU, one cell each")
     baseline_variant: Positive = Field(description="the variant of the main table")
 

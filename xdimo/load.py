@@ -9,10 +9,13 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from xdimo.config import Bench, Hardware, Target, dimensions
+from xdimo.config import Bench, Hardware, Model, Target, dimensions
 from xdimo.errors import UserError
 
 Kind = TypeVar("Kind", bound=BaseModel)
+
+# Targets are asked for by name, beside the workflow's own names.
+RULES = frozenset({"all", "fetch", "manifest", "latents", "spec", "metrics", "plot", "report"})
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -107,7 +110,8 @@ def parse(kind: type[Kind], value: Any) -> Kind:
 
 
 def _explain(kind: type[BaseModel], error: ValidationError) -> str:
-    first, *others = error.errors()
+    # A misspelt key says more than the missing one it leaves behind.
+    first, *others = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     where = [part for part in first["loc"] if part != "[key]"]
     path = ".".join(str(part) for part in where)
     if first["type"] == "extra_forbidden":
@@ -141,6 +145,35 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 def check(bench: Bench, hardware: Hardware) -> None:
     """What types alone cannot say. Raises UserError with the path of the key."""
     model, clips, vae = bench.model, bench.clips, bench.vae
+    check_model(model)
+    unit = vae.factor * model.patch
+    if clips.size % unit:
+        raise UserError(
+            f"clips.size: {clips.size} pixels; must be a multiple of {unit} "
+            f"(VAE factor {vae.factor} x patch {model.patch})"
+        )
+    for channels in vae.block_out_channels:
+        if channels % vae.norm_num_groups:
+            raise UserError(
+                f"vae.norm_num_groups: {vae.norm_num_groups} does not divide {channels} "
+                "of vae.block_out_channels"
+            )
+    if bench.train.implementation == "fused":
+        _check_fused(bench)
+    for name, target in bench.targets.items():
+        if name in RULES or name.startswith("train_"):
+            raise UserError(f"targets.{name}: the name of a step; choose another")
+        _check_target(f"targets.{name}", target, hardware)
+    known = ", ".join(bench.targets)
+    if bench.latents.target not in bench.targets:
+        raise UserError(f"latents.target: {bench.latents.target!r} is no target; allowed: {known}")
+    if bench.baseline not in bench.cells:
+        cells = ", ".join(bench.cells)
+        raise UserError(f"baseline: {bench.baseline!r} is no cell; allowed: {cells}")
+
+
+def check_model(model: Model) -> None:
+    """Raises UserError where the numbers of a model do not fit each other."""
     custom = (model.depth, model.width, model.heads)
     if model.size is None and None in custom:
         raise UserError("model.size: null needs model.depth, model.width and model.heads")
@@ -162,28 +195,6 @@ def check(bench: Bench, hardware: Hardware) -> None:
         raise UserError(
             f"model.top_k: {model.top_k} is more than model.experts; allowed: 1 to {model.experts}"
         )
-    unit = vae.factor * model.patch
-    if clips.size % unit:
-        raise UserError(
-            f"clips.size: {clips.size} pixels; must be a multiple of {unit} "
-            f"(VAE factor {vae.factor} x patch {model.patch})"
-        )
-    for channels in vae.block_out_channels:
-        if channels % vae.norm_num_groups:
-            raise UserError(
-                f"vae.norm_num_groups: {vae.norm_num_groups} does not divide {channels} "
-                "of vae.block_out_channels"
-            )
-    if bench.train.implementation == "fused":
-        _check_fused(bench)
-    for name, target in bench.targets.items():
-        _check_target(f"targets.{name}", target, hardware)
-    known = ", ".join(bench.targets)
-    if bench.latents.target not in bench.targets:
-        raise UserError(f"latents.target: {bench.latents.target!r} is no target; allowed: {known}")
-    if bench.baseline not in bench.cells:
-        cells = ", ".join(bench.cells)
-        raise UserError(f"baseline: {bench.baseline!r} is no cell; allowed: {cells}")
 
 
 def _check_fused(bench: Bench) -> None:

@@ -255,9 +255,17 @@ def is_current(planned: dict[str, Any], folder: Path, manifest: Path) -> bool:
         spec = read_spec(folder / "spec.json")
     except (UserError, KeyError, OSError):
         return False
-    expected = {
-        **planned,
-        "vae": {**planned["vae"], "id": planned["vae"]["id"] or spec.vae.id},
-        "data": {**planned["data"], "dataset": dataset_in(manifest), "latents": spec.data.latents},
-    }
+    expected = as_planned(planned, spec, dataset_in(manifest))
     return bool(ran == spec.hash == content_hash(expected))
+
+
+def as_planned(planned: dict[str, Any], ran: RunSpec, dataset: str | None) -> dict[str, Any]:
+    """The spec that the config asks for now, where a run's own can be held against it.
+
+    Only the run knows the hash of its VAE's weights, and so its latents' name: those are its own.
+    """
+    return {
+        **planned,
+        "vae": {**planned["vae"], "id": planned["vae"]["id"] or ran.vae.id},
+        "data": {**planned["data"], "dataset": dataset, "latents": ran.data.latents},
+    }

@@ -12,7 +12,9 @@ rule plot:
     input:
         metrics_of(BENCH.in_service),
     output:
-        [f"{RESULTS}/plots/{name}.{kind}" for name in PLOTS for kind in ("png", "svg")],
+        # The pictures and the summary are what `snakemake --report` shows.
+        [report(f"{RESULTS}/plots/{name}.png", category="Plots") for name in PLOTS],
+        [f"{RESULTS}/plots/{name}.svg" for name in PLOTS],
     log:
         f"{LOGS}/plot.log",
     conda:

@@ -97,21 +97,20 @@ for cell in CELLS:
 rule metrics:
     """Derive the numbers of one run; no GPU needed.
 
-    input: run.json, which names the log beside it
+    input: run.json, which names the log beside it; peaks
     output: metrics.json
     """
     input:
-        f"{RUNS}/{{cell}}-r{{repeat}}/run.json",
+        run=f"{RUNS}/{{cell}}-r{{repeat}}/run.json",
+        hardware=BENCH.hardware,
     output:
         f"{RUNS}/{{cell}}-r{{repeat}}/metrics.json",
     log:
         f"{LOGS}/{{cell}}-r{{repeat}}.metrics.log",
     conda:
         "../envs/xdimo.yaml"
-    params:
-        hardware=BENCH.hardware,
     shell:
-        "python -m xdimo metrics {input:q}"
-        " --hardware {params.hardware:q}"
+        "python -m xdimo metrics {input.run:q}"
+        " --hardware {input.hardware:q}"
         " --output {output:q}"
         " > {log} 2>&1"

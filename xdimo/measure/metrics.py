@@ -148,10 +148,16 @@ def _flags(record: Record, hardware: Hardware, metrics: dict[str, Any]) -> list[
         flags.append(f"devices differ: {metrics['device']}")
     elif spec.device == "cuda" and metrics["card"] is None:
         flags.append(f"unknown card: {metrics['device']}")
-    elif spec.device == "cuda" and metrics["card"] != hardware.cards[spec.card].label:
+    elif spec.device == "cuda" and metrics["card"] != _label(hardware, spec.card):
         flags.append(f"not the target's card: {metrics['device']}")
     if metrics["timed_steps"] != spec.steps.timed:
         flags.append(f"window shorter than asked: {metrics['timed_steps']}/{spec.steps.timed}")
     if record.run.code.dirty:
         flags.append("code dirty")
     return flags
+
+
+def _label(hardware: Hardware, card: str) -> str | None:
+    """None of a card that hardware.yaml no longer has."""
+    known = hardware.cards.get(card)
+    return known.label if known else None

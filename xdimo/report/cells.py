@@ -12,7 +12,7 @@ from xdimo.files import read_json
 from xdimo.measure.metrics import derive
 from xdimo.measure.records import Attempt, Record, attempts, outcome_path, read_run
 from xdimo.measure.repeats import Spread, spread
-from xdimo.spec import plan, read_spec
+from xdimo.spec import as_planned, plan, read_spec
 
 
 @dataclass(frozen=True)
@@ -177,17 +177,9 @@ def _shorter(message: str, folder: Path) -> str:
 
 def _changes(planned: dict[str, Any], record: Record, dataset: str | None) -> str | None:
     """Dotted keys in which the config or the videos differ from what ran; None where none does."""
-    ran = record.spec.to_json()
-    expected = {
-        **planned,
-        "vae": {**planned["vae"], "id": planned["vae"]["id"] or ran["vae"]["id"]},
-        "data": {
-            **planned["data"],
-            "dataset": dataset or ran["data"]["dataset"],
-            "latents": ran["data"]["latents"],
-        },
-    }
-    return ", ".join(_differing(expected, ran)) or None
+    ran = record.spec
+    expected = as_planned(planned, ran, dataset or ran.data.dataset)
+    return ", ".join(_differing(expected, ran.to_json())) or None
 
 
 def _differing(one: dict[str, Any], other: dict[str, Any], path: str = "") -> Iterable[str]:

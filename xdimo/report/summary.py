@@ -91,7 +91,7 @@ def _document(view: Survey, past: list[history.Row], config_path: str, words: Wo
         _rows_from(best, words),
         *_section("notes", tables.flag_lines(view, words), words),
         f"## {words('plots')}",
-        *(_plot(view.folder, name, words) for name in PLOTS),
+        *_plots(view.folder, words),
         f"## {words('modes')}",
         tables.modes_table(view, config_path, words).markdown(words),
         f"## {words('hours')}",
@@ -138,11 +138,17 @@ def _rows_from(cells: list[CellState], words: Words) -> str:
     return words("rows_from", runs=", ".join(names) or words("none"))
 
 
-def _plot(folder: Path, name: str, words: Words) -> str:
-    """The plot in the summary's language where it has been drawn, else the English one."""
-    own = f"plots/{name}.{words.language}.png"
-    shown = own if (folder / own).exists() else f"plots/{name}.png"
-    return f"![{words(f'title_{name}')}]({shown})"
+def _plots(folder: Path, words: Words) -> Iterable[str]:
+    """The plots that have been drawn, in the summary's language where they have been in that."""
+    shown = 0
+    for name in PLOTS:
+        for path in (f"plots/{name}.{words.language}.png", f"plots/{name}.png"):
+            if (folder / path).exists():
+                yield f"![{words(f'title_{name}')}]({path})"
+                shown += 1
+                break
+    if not shown:
+        yield words("no_plots")
 
 
 def _history(past: list[history.Row], folder: Path, words: Words) -> tables.Table:

@@ -169,6 +169,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "重算 MFU 再除以 GPU 数 × 该卡的稠密张量峰值。",
     ),
     # plots
+    "no_plots": ("Not drawn yet: `xdimo plot` draws them.", "尚未绘制：用 `xdimo plot` 绘制。"),
     "no_peak": ("no known peak", "峰值未知"),
     "no_data": ("no measurement yet", "尚无测量"),
     "axis_speedup": ("speedup over {baseline}", "相对 {baseline} 的加速比"),
@@ -176,11 +177,11 @@ WORDS: dict[str, tuple[str, str]] = {
     "axis_mfu": ("MFU, %", "MFU，%"),
     "axis_memory": ("memory a device, GiB", "每设备内存，GiB"),
     "axis_steps": ("step", "步"),
-    "axis_step_ms": ("step time, ms", "单步时间，毫秒"),
+    "axis_step_ms": ("step time, ms (log)", "单步时间，毫秒（对数）"),
     "title_speedup": ("Speedup", "加速比"),
     "title_throughput": ("Throughput", "吞吐量"),
     "title_mfu": ("MFU against the tensor peak", "相对张量峰值的 MFU"),
-    "title_memory": ("Peak reserved memory, and what the card has", "保留显存峰值与显卡显存"),
+    "title_memory": ("Peak memory, and what the card has", "内存峰值与显卡显存"),
     "title_steps": ("Step time, warm-up shaded", "单步时间（阴影为预热）"),
     "whiskers": (
         "bar: median run; whisker: min to max of repeats",

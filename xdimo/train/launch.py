@@ -171,7 +171,7 @@ def _require_devices(spec: RunSpec, hardware: Hardware) -> None:
     if card is None:
         raise UserError(f"{spec.run}: its card {spec.card!r} is not in hardware.yaml")
     wanted = f"{spec.run} needs {spec.gpus} x {card.label}"
-    elsewhere = "on a login node use: snakemake --profile profiles/lsf " + spec.cell
+    elsewhere = f"where the queue has them: snakemake --profile profiles/lsf {spec.cell}"
     if len(found) < spec.gpus:
         raise UserError(f"{wanted}; this machine has {len(found)} GPUs; {elsewhere}")
     others = sorted({name for name in found[: spec.gpus] if name not in card.devices})
@@ -186,10 +186,12 @@ def _environment(spec: RunSpec) -> dict[str, str]:
     """The caller's, with the spec's variables, and no thread counts but the spec's.
 
     Snakemake sets them to the rule's threads; in every rank, that many threads would fight over the
-    cores (seen on two cores: MKL's two threads in each of two ranks, steps 10 times slower).
+    cores (seen on two cores: MKL's two threads in each of two ranks, steps 10 times slower). Unless
+    the spec says otherwise a process has one thread: torchrun's own default where there are several
+    processes, and then one process alone must not have all the cores.
     """
     kept = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
-    return {**kept, **spec.environment}
+    return {**kept, "OMP_NUM_THREADS": "1", **spec.environment}
 
 
 def _new_attempt(run: Path) -> Path:
