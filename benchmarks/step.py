@@ -35,7 +35,7 @@ NOWHERE = "sha256:" + "0" * 64
 PARTS = {
     "all-reduce": r"nccl",
     "optimizer + EMA": r"(?i)adam|lerp|multi_tensor",
-    "experts": r"_matmul_rows|_weight_gradient|_combine|_spread",
+    "experts": r"^(matmul_rows|weight_gradient|combine|spread|count_choices|place_choices)$",
     "attention": r"flash|fmha|^_forward$|^_backward_kernel$|softmax",
     "matrix products": r"gemm|nvjet|cutlass|xmma|splitK",
     "elementwise and norms": r"",
