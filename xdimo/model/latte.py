@@ -133,6 +133,8 @@ class Latte(nn.Module):
     Stable Diffusion's VAE. ``frames``: of a clip, the length of the temporal position table.
     """
 
+    implementation = "reference"
+
     def __init__(self, model: ModelSpec, *, latent_size: int, latent_channels: int, frames: int):
         super().__init__()
         width, patch = model.width, model.patch

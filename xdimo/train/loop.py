@@ -237,6 +237,7 @@ def _header(
         "experts": spec.model.experts,
         "top_k": spec.model.top_k,
         "world_size": spec.gpus,
+        "implementation": spec.implementation,
     }
     for key, value in declared.items():
         if effective[key] != value:
@@ -244,7 +245,11 @@ def _header(
 
 
 def _effective(spec: RunSpec, model: Latte, device: torch.device) -> dict[str, Any]:
-    """Settings read off the objects that do the work, not off the spec."""
+    """Settings as the objects that do the work have them.
+
+    Batch, data and VAE stand as the spec has them: the loader is built from it and refuses data of
+    another name, and the VAE's weights are held to their hash where they are loaded.
+    """
     counts = [p.numel() for p in model.parameters()]
     trainable = [p.numel() for p in model.parameters() if p.requires_grad]
     block = model.blocks[0]
@@ -263,6 +268,6 @@ def _effective(spec: RunSpec, model: Latte, device: torch.device) -> dict[str, A
         "clips_per_gpu": spec.clips_per_gpu,
         "data_mode": spec.data.mode,
         "dataset": spec.data.dataset,
-        "implementation": spec.implementation,
+        "implementation": model.implementation,
         "vae": spec.vae.id,
     }

@@ -20,6 +20,8 @@ from xdimo.model.fused.temporal import temporal_attention
 class FusedLatte(latte.Latte):
     """``compiled``: through torch.compile; without, the kernels alone (tests, debugging)."""
 
+    implementation = "fused"
+
     def __init__(self, *arguments: Any, compiled: bool = True, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.block_pass = torch.compile(block_pass, dynamic=False) if compiled else block_pass
