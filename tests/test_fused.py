@@ -13,6 +13,7 @@ pytest.importorskip("triton", reason="torch comes without Triton on this system"
 
 from xdimo.model import latte, moe
 from xdimo.model.fused import experts as fused_experts
+from xdimo.model.fused.adaln import norm, residual_norm
 from xdimo.model.fused.latte import FusedLatte, route
 from xdimo.model.fused.temporal import temporal_attention
 from xdimo.spec import ModelSpec
@@ -148,3 +149,43 @@ def test_network_is_the_reference(experts: int, k: int) -> None:
     for (name, wanted), found in zip(reference.named_parameters(), fused.parameters(), strict=True):
         if wanted.grad is not None:
             assert relative(found.grad, wanted.grad) < 1e-4, name
+
+
+@pytest.mark.parametrize(("tokens", "width", "frames"), [(12, 48, 3), (7, 32, 7), (300, 80, 4)])
+@pytest.mark.parametrize("has_table", [False, True])
+def test_residual_norm_and_all_its_gradients(
+    tokens: int, width: int, frames: int, has_table: bool
+) -> None:
+    torch.manual_seed(tokens)
+    x, branch, up_x, up_h = (torch.randn(2, tokens, width, device=DEVICE) for _ in range(4))
+    gate, shift, scale = torch.randn(2, 3 * width, device=DEVICE).chunk(3, dim=-1)
+    table = torch.randn(frames, width, device=DEVICE) if has_table else None
+    inputs = [tensor.clone().requires_grad_() for tensor in (x, branch)]
+    inputs += [tensor.detach().requires_grad_() for tensor in (gate, shift, scale)]
+
+    def reference(x, branch, gate, shift, scale, table):  # type: ignore[no-untyped-def]
+        x = x + gate[:, None] * branch
+        if table is not None:
+            x = x + table.repeat_interleave(tokens // frames, dim=0)
+        normal = latte.LayerNorm(width)(x)
+        return x, normal * (1 + scale[:, None]) + shift[:, None]
+
+    found, wanted = residual_norm(*inputs, table), reference(*inputs, table)
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert relative(mine, theirs) < 1e-5
+    gradients = [torch.autograd.grad(out, inputs, (up_x, up_h)) for out in (found, wanted)]
+    for mine, theirs in zip(*gradients, strict=True):
+        assert relative(mine, theirs) < 1e-5
+    # As at the end of the network, where x' has no other use, and at its start, without a branch.
+    alone = [
+        torch.autograd.grad(f(*inputs, table)[1], inputs, up_h) for f in (residual_norm, reference)
+    ]
+    for mine, theirs in zip(*alone, strict=True):
+        assert relative(mine, theirs) < 1e-5
+    x, _, _, shift, scale = inputs
+    first = norm(x, shift, scale)
+    plain = latte.LayerNorm(width)(x) * (1 + scale[:, None]) + shift[:, None]
+    assert relative(first, plain) < 1e-5
+    first, plain = (torch.autograd.grad(out, [x, shift, scale], up_h) for out in (first, plain))
+    for mine, theirs in zip(first, plain, strict=True):
+        assert relative(mine, theirs) < 1e-5

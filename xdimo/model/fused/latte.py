@@ -1,8 +1,8 @@
 """Latte's forward pass over its own parameters, as the fused kernels want it.
 
 The same function as xdimo.model.latte, which tells what each line is for. Tokens stay in the order
-[clips, frames, positions] throughout; a block is compiled once for spatial and once for temporal
-attention, and what compilers do well (norms, modulation, residuals) is left to the compiler.
+[clips, frames, positions] throughout, written n; each layer takes the modulated norm h and leaves a
+branch, and one kernel adds that to x and makes the next layer's h.
 """
 
 from typing import Any
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from xdimo.model import latte
 from xdimo.model.fused import experts
+from xdimo.model.fused.adaln import norm, residual_norm
 from xdimo.model.fused.temporal import temporal_attention
 
 
@@ -24,38 +25,51 @@ class FusedLatte(latte.Latte):
 
     def __init__(self, *arguments: Any, compiled: bool = True, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.block_pass = torch.compile(block_pass, dynamic=False) if compiled else block_pass
+        self.attend, self.feed_forward = attend, feed_forward
+        if compiled:
+            self.attend = torch.compile(attend, dynamic=False)
+            self.feed_forward = torch.compile(feed_forward, dynamic=False)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Noisy latents x [b, f, c, h, w] at steps t [b] -> [b, f, 2c, h, w]: noise, variance."""
-        b = len(x)
+        b, frames = x.shape[:2]
         c = self.t_embedder(t)  # b d
+        steering = [block.adaLN_modulation(c).chunk(6, dim=-1) for block in self.blocks]
+        last = self.final_layer.adaLN_modulation(c).chunk(2, dim=-1)
+        after = [vectors[:2] for vectors in steering[1:]] + [last]  # of the norm behind a block
+
         x = self.x_embedder(x.flatten(0, 1)) + self.pos_embed
-        x = rearrange(x, "(b f) t d -> b f t d", b=b)
+        x = rearrange(x, "(b f) t d -> b (f t) d", b=b)
+        h = norm(x, *steering[0][:2])
         for i, block in enumerate(self.blocks):
-            if i == 1:
-                x = x + self.temp_embed[:, :, None]
-            x = self.block_pass(block, x, c, i % 2 == 1)  # b f t d
-        x = self.final_layer(x.flatten(0, 1), c)  # (b f) t (p q 2c)
+            _, _, gate1, shift2, scale2, gate2 = steering[i]
+            x, h = residual_norm(
+                x, self.attend(block, h, frames, i % 2 == 1), gate1, shift2, scale2
+            )
+            table = self.temp_embed[0] if i == 0 else None
+            x, h = residual_norm(x, self.feed_forward(block, h), gate2, *after[i], table)
+        x = self.final_layer.linear(h)  # b (f t) (p q 2c)
         (h, w), (p, q) = self.x_embedder.grid_size, self.x_embedder.patch_size
-        return rearrange(x, "(b f) (h w) (p q c) -> b f c (h p) (w q)", b=b, h=h, w=w, p=p, q=q)
+        shape = "b (f h w) (p q c) -> b f c (h p) (w q)"
+        return rearrange(x, shape, f=frames, h=h, w=w, p=p, q=q)
 
 
-def block_pass(block: latte.Block, x: Tensor, c: Tensor, temporal: bool) -> Tensor:
-    """x [b, f, t, d], c [b, d] -> [b, f, t, d]."""
-    steering = rearrange(block.adaLN_modulation(c), "b (v d) -> v b 1 1 d", v=6)
-    shift1, scale1, gate1, shift2, scale2, gate2 = steering
-    qkv = block.attn.qkv(block.norm1(x) * (1 + scale1) + shift1)
+def attend(block: latte.Block, h: Tensor, frames: int, temporal: bool) -> Tensor:
+    """Modulated norm h [b, n, d] -> [b, n, d], before its gate."""
+    heads = block.attn.heads
+    qkv = rearrange(block.attn.qkv(h), "b (f t) e -> b f t e", f=frames)
     if temporal:
-        attended = temporal_attention(qkv.contiguous(), block.attn.heads)
+        attended = temporal_attention(qkv.contiguous(), heads)
     else:
-        q, k, v = rearrange(qkv, "b f n (a g e) -> a (b f) g n e", a=3, g=block.attn.heads)
+        q, k, v = rearrange(qkv, "b f t (a g e) -> a (b f) g t e", a=3, g=heads)
         attended = F.scaled_dot_product_attention(q, k, v)
-        attended = rearrange(attended, "(b f) g n e -> b f n (g e)", b=len(x))
-    x = x + gate1 * block.attn.proj(attended)
-    h = (block.norm2(x) * (1 + scale2) + shift2).to(attended.dtype)
-    h = block.mlp(h) if block.dense else mixture(block, h.flatten(0, 2)).view_as(h)
-    return x + gate2 * h
+        attended = rearrange(attended, "(b f) g t e -> b f t (g e)", f=frames)
+    return block.attn.proj(attended.flatten(1, 2))
+
+
+def feed_forward(block: latte.Block, h: Tensor) -> Tensor:
+    """Modulated norm h [b, n, d] -> [b, n, d], before its gate."""
+    return block.mlp(h) if block.dense else mixture(block, h.flatten(0, 1)).view_as(h)
 
 
 def mixture(block: latte.Block, x_TD: Tensor) -> Tensor:
