@@ -57,7 +57,7 @@ def parts(spec: RunSpec, device: torch.device) -> tuple[Any, ...]:
     model, ema = loop.build(spec).to(device), loop.build(spec).to(device).requires_grad_(False)
     generator = torch.Generator(device).manual_seed(0)
     state = State(model, ema, loop._optimizer(spec, model), generator)
-    return state, loop._distributed(model, device), Diffusion().to(device), None
+    return state, loop._distributed(spec, model, device), Diffusion().to(device), None
 
 
 def batch_of(spec: RunSpec, device: torch.device) -> dict[str, torch.Tensor]:

@@ -95,7 +95,17 @@ def test_mixture_and_all_its_gradients(
             for fc in ("fc1", "fc2")
             for name in ("weight", "bias")
         ]
-        return fused_experts.mixture(inputs, weights, chosen, *stacks)
+        ones, zeros = torch.ones(1, width, device=DEVICE), torch.zeros(1, width, device=DEVICE)
+        return fused_experts.mixture_residual_norm(
+            torch.zeros(1, tokens, width, device=DEVICE),
+            inputs[None],
+            weights,
+            chosen,
+            fused_experts.Weights(*stacks),
+            ones,
+            zeros,
+            zeros,
+        )[0][0]
 
     results = []
     for function in (reference, fused):

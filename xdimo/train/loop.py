@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def train(
     state = checkpoint.State(model, ema, _optimizer(spec, model), generator)
     done = checkpoint.load(resume, spec.hash, state) if resume else 0
 
-    ddp = _distributed(model, device)
+    ddp = _distributed(spec, model, device)
     diffusion = Diffusion().to(device)
     vae = None
     if spec.data.mode == "online":
@@ -169,11 +170,15 @@ def _optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0, **options)
 
 
-def _distributed(model: nn.Module, device: torch.device) -> nn.Module:
+def _distributed(spec: RunSpec, model: nn.Module, device: torch.device) -> nn.Module:
     if not dist.is_initialized():
         return model
     ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    # Compiled functions are parts of a block: nothing to cut at the buckets' edges.
+    torch._dynamo.config.optimize_ddp = False
+    # Its streams must not be tied to the default one, which no capture may wait for.
+    with torch.cuda.stream(torch.cuda.Stream()) if captures(spec) else nullcontext():
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
 
 def _together(clock: telemetry.Clock) -> None:

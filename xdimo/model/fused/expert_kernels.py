@@ -55,24 +55,52 @@ def sigmoid_of_gelu(z, fast: tl.constexpr):
 
 
 @triton.jit
+def halves(tile, tile_m: tl.constexpr, tile_n: tl.constexpr):
+    """Left and right half of a tile, so that an epilogue keeps less in flight at once."""
+    return tl.split(tl.permute(tl.reshape(tile, (tile_m, 2, tile_n // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def activate(z, hidden, activated, at, ok, fast: tl.constexpr):
+    """Leaves z and GELU(z)."""
+    tl.store(hidden + at, z.to(hidden.dtype.element_ty), mask=ok)
+    result = z * sigmoid_of_gelu(z, fast)
+    tl.store(activated + at, result.to(activated.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def derive(grad, hidden, out, sums, at, ok, sums_at, sums_ok, fast: tl.constexpr):
+    """Leaves grad x GELU'(z), its sums over rows, and GELU(z) in the place of z."""
+    z = tl.load(hidden + at, mask=ok, other=0.0).to(tl.float32)
+    s = sigmoid_of_gelu(z, fast)
+    tl.store(hidden + at, (z * s).to(hidden.dtype.element_ty), mask=ok)
+    grad *= s + z * s * (1.0 - s) * (1.5957691216057308 * (1.0 + 0.134145 * z * z))
+    tl.store(out + at, grad.to(out.dtype.element_ty), mask=ok)
+    tl.store(sums + sums_at, tl.sum(grad, axis=0), mask=sums_ok)
+
+
+@triton.jit
 def matmul_rows(
-    rows, weights, bias, hidden, out, activated, sums, choice_R, expert_M,
+    rows, weights, bias, out, hidden, sums, choice_R, expert_M,
     choices, width_in: tl.constexpr, width_out: tl.constexpr, experts: tl.constexpr,
     gathered_by: tl.constexpr,  # K where rows are tokens, to be gathered; 0 where they are rows
     stride_in: tl.constexpr, stride_out: tl.constexpr,  # of a weight, per input and output channel
     has_bias: tl.constexpr, activates: tl.constexpr, derives: tl.constexpr, fast: tl.constexpr,
     tile_m: tl.constexpr, tile_n: tl.constexpr, tile_k: tl.constexpr,
 ):  # fmt: skip
-    """out[row] = rows[row] @ weights[expert of its tile], then bias, GELU, or GELU's derivative.
+    """out[row] = rows[row] @ weights[expert of its tile], then bias.
 
-    With the derivative it also leaves the sum of each tile's rows, for the gradient of the bias.
+    ``activates``: hidden takes that and out its GELU. ``derives``: hidden holds what GELU had; out
+    is multiplied by GELU's derivative there, sums takes the sum of each tile's rows for the
+    gradient of the bias, and hidden becomes its GELU.
     """
     columns: tl.constexpr = (width_out + tile_n - 1) // tile_n
     tile = tl.program_id(0) // columns
     expert = tl.load(expert_M + tile)
     if expert < experts:
         row = tile * tile_m + tl.arange(0, tile_m)
-        column = tl.program_id(0) % columns * tile_n + tl.arange(0, tile_n)
+        first = tl.program_id(0) % columns * tile_n
+        column = first + tl.arange(0, tile_n)
         inner = tl.arange(0, tile_k)
         column_ok = column < width_out
         if gathered_by > 0:
@@ -93,22 +121,34 @@ def matmul_rows(
             total = tl.dot(a_tile, w_tile, total, input_precision="ieee")
             a += tile_k
             w += tile_k * stride_in
-        at = row.to(tl.int64)[:, None] * width_out + column[None, :]
-        ok = (row >= 0)[:, None] & column_ok[None, :]
         if has_bias:
             b = tl.load(bias + expert * width_out + column, mask=column_ok, other=0.0)
             total += b.to(tl.float32)[None, :]
-        if activates:
-            s = sigmoid_of_gelu(total, fast)
-            tl.store(activated + at, (total * s).to(activated.dtype.element_ty), mask=ok)
-        if derives:
-            z = tl.load(hidden + at, mask=ok, other=0.0).to(tl.float32)
-            s = sigmoid_of_gelu(z, fast)
-            slope = 1.5957691216057308 * (1.0 + 0.134145 * z * z)
-            total *= s + z * s * (1.0 - s) * slope
-            place = sums + tile * width_out + column
-            tl.store(place, tl.sum(total, axis=0), mask=column_ok)
-        tl.store(out + at, total.to(out.dtype.element_ty), mask=ok)
+        at = row.to(tl.int64)[:, None] * width_out
+        every = (row >= 0)[:, None]
+        if activates or derives:
+            left, right = halves(total, tile_m, tile_n)
+            column = first + tl.arange(0, tile_n // 2)
+            ok = column < width_out
+            if activates:
+                activate(left, hidden, out, at + column[None, :], every & ok[None, :], fast)
+            else:
+                derive(
+                    left, hidden, out, sums, at + column[None, :], every & ok[None, :],
+                    tile * width_out + column, ok, fast,
+                )  # fmt: skip
+            column += tile_n // 2
+            ok = column < width_out
+            if activates:
+                activate(right, hidden, out, at + column[None, :], every & ok[None, :], fast)
+            else:
+                derive(
+                    right, hidden, out, sums, at + column[None, :], every & ok[None, :],
+                    tile * width_out + column, ok, fast,
+                )  # fmt: skip
+        else:
+            at += column[None, :]
+            tl.store(out + at, total.to(out.dtype.element_ty), mask=every & column_ok[None, :])
 
 
 @triton.jit
@@ -151,11 +191,11 @@ def weight_gradient(
 
 
 @triton.jit
-def combine(
-    y, weight_TK, row_TK, out, tokens, width: tl.constexpr,
-    top_k: tl.constexpr, weighs: tl.constexpr, tile_t: tl.constexpr, tile_d: tl.constexpr,
+def sum_choices(
+    y, row_TK, out, tokens, width: tl.constexpr,
+    top_k: tl.constexpr, tile_t: tl.constexpr, tile_d: tl.constexpr,
 ):  # fmt: skip
-    """out[t] = sum over t's choices of y[its row], weighed or not."""
+    """out[t] = sum over t's choices of y[its row]."""
     t = tl.program_id(0) * tile_t + tl.arange(0, tile_t)
     d = tl.program_id(1) * tile_d + tl.arange(0, tile_d)
     t_ok = t < tokens
@@ -163,11 +203,7 @@ def combine(
     total = tl.zeros((tile_t, tile_d), tl.float32)
     for j in tl.static_range(top_k):
         row = tl.load(row_TK + t * top_k + j, mask=t_ok, other=0).to(tl.int64)
-        value = tl.load(y + row[:, None] * width + d[None, :], mask=ok, other=0.0).to(tl.float32)
-        if weighs:
-            weight = tl.load(weight_TK + t * top_k + j, mask=t_ok, other=0.0).to(tl.float32)
-            value *= weight[:, None]
-        total += value
+        total += tl.load(y + row[:, None] * width + d[None, :], mask=ok, other=0.0).to(tl.float32)
     place = out + t.to(tl.int64)[:, None] * width + d[None, :]
     tl.store(place, total.to(out.dtype.element_ty), mask=ok)
 

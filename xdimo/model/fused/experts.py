@@ -1,5 +1,7 @@
 """Mixture of experts as grouped matrix products: exact, dropless, nothing read by the host.
 
+With the residual and the norm behind it, where the rows of a token are weighed and added.
+
 Every choice of a token becomes a row. Rows are sorted by expert, and each expert's rows begin at a
 multiple of the tile height, so that a tile of rows has one expert. How many rows an expert has is
 known on the device alone; all shapes are those of the worst case. Gradients are gathers and
@@ -16,6 +18,7 @@ import torch
 import triton
 from torch import Tensor
 
+from xdimo.model.fused import adaln
 from xdimo.model.fused import expert_kernels as kernels
 
 TILE = 128  # rows of a tile: each has one expert
@@ -94,29 +97,31 @@ def _multiply(
     *,
     transposed: bool,
     tokens_of: tuple[int, int] | None = None,
-    activated: Tensor | None = None,
+    before: Tensor | None = None,
     hidden: Tensor | None = None,
     sums: Tensor | None = None,
 ) -> Tensor:
     """[R, out]: each row times its expert's weights [E, out, in], or transposed [E, in, out].
 
-    ``tokens_of``: (choices, K) where ``rows`` are tokens [T, in]. ``activated``: takes the GELU of
-    the result. ``hidden``: the result is multiplied by the GELU's derivative there, and ``sums``
-    [M, out] takes the sums of each tile.
+    ``tokens_of``: (choices, K) where ``rows`` are tokens [T, in]. ``before``: takes the result,
+    which then goes through GELU. ``hidden``: the result is multiplied by GELU's derivative there,
+    ``sums`` [M, out] takes the sums of each tile, and ``hidden`` becomes its GELU.
     """
     experts = weights.shape[0]
     width_in, width_out = weights.shape[1:] if transposed else weights.shape[:0:-1]
     out = rows.new_empty(len(choice_R), width_out)
     shape = _shape(rows.device)
+    has_gelu = before is not None or hidden is not None
+    if has_gelu and rows.is_cuda:
+        shape = {**shape, "num_warps": 8}
     choices, top_k = tokens_of or (0, 0)
     grid = (len(expert_M) * triton.cdiv(width_out, shape["tile_n"]),)
     kernels.matmul_rows[grid](
         rows,
         weights,
         bias if bias is not None else rows,
-        hidden if hidden is not None else rows,
         out,
-        activated if activated is not None else rows,
+        before if before is not None else hidden if hidden is not None else rows,
         sums if sums is not None else rows,
         choice_R,
         expert_M,
@@ -128,7 +133,7 @@ def _multiply(
         stride_in=width_out if transposed else 1,
         stride_out=1 if transposed else width_in,
         has_bias=bias is not None,
-        activates=activated is not None,
+        activates=before is not None,
         derives=hidden is not None,
         fast=rows.dtype == torch.bfloat16,
         tile_m=TILE,
@@ -174,133 +179,135 @@ def _by_expert(sums: Tensor, expert_M: Tensor, experts: int) -> Tensor:
 
 
 @torch.library.custom_op("xdimo::experts", mutates_args=())
-def experts_forward(
-    x_TD: Tensor,
+def _experts(
+    x: Tensor,
+    h_TD: Tensor,
     weight_TK: Tensor,
     up_EHD: Tensor,
     up_bias_EH: Tensor,
     down_EDH: Tensor,
     down_bias_ED: Tensor,
+    gate: Tensor,
+    table: Tensor | None,
+    shift: Tensor,
+    scale: Tensor,
     choice_R: Tensor,
     row_TK: Tensor,
     expert_M: Tensor,
     first_E: Tensor,
     last_E: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The mixture's output [T, D], and what the backward pass needs of it, a row a choice."""
+    """x' and the next h, and what the backward pass needs, a row a choice."""
     tokens, top_k = row_TK.shape
-    a_RH = x_TD.new_empty(len(choice_R), up_EHD.shape[1])
-    z_RH = _multiply(
-        x_TD,
+    z_RH = h_TD.new_empty(len(choice_R), up_EHD.shape[1])
+    a_RH = _multiply(
+        h_TD,
         up_EHD,
         up_bias_EH,
         choice_R,
         expert_M,
         transposed=False,
         tokens_of=(tokens * top_k, top_k),
-        activated=a_RH,
+        before=z_RH,
     )
     y_RD = _multiply(a_RH, down_EDH, down_bias_ED, choice_R, expert_M, transposed=False)
-    return _sum_choices(y_RD, row_TK, weight_TK), y_RD, z_RH, a_RH
+    branch = adaln.Choices(y_RD, weight_TK, row_TK)
+    return *adaln.forward(x, branch, gate, table, shift, scale), y_RD, z_RH
 
 
-def _sum_choices(y_RD: Tensor, row_TK: Tensor, weight_TK: Tensor | None) -> Tensor:
-    """[T, D]: over each token's choices."""
-    (tokens, top_k), width = row_TK.shape, y_RD.shape[1]
-    out = y_RD.new_empty(tokens, width)
-    tile_d = min(128, triton.next_power_of_2(width))
-    grid = (triton.cdiv(tokens, 32), triton.cdiv(width, tile_d))
-    weight = weight_TK if weight_TK is not None else row_TK
-    weighs = weight_TK is not None
-    kernels.combine[grid](y_RD, weight, row_TK, out, tokens, width, top_k, weighs, 32, tile_d)
-    return out
-
-
-@experts_forward.register_fake
-def _(x_TD, weight_TK, up_EHD, up_bias_EH, down_EDH, down_bias_ED, choice_R, *indices):  # type: ignore[no-untyped-def]
-    rows, hidden = choice_R.shape[0], up_EHD.shape[1]
-    y_RD, z_RH = x_TD.new_empty(rows, x_TD.shape[1]), x_TD.new_empty(rows, hidden)
-    return torch.empty_like(x_TD), y_RD, z_RH, torch.empty_like(z_RH)
-
-
-@torch.library.custom_op("xdimo::experts_backward", mutates_args=())
-def experts_backward(
+def _experts_backward(
     grad_TD: Tensor,
-    x_TD: Tensor,
+    h_TD: Tensor,
     weight_TK: Tensor,
     up_EHD: Tensor,
     down_EDH: Tensor,
     y_RD: Tensor,
     z_RH: Tensor,
-    a_RH: Tensor,
-    choice_R: Tensor,
-    row_TK: Tensor,
-    expert_M: Tensor,
-    first_E: Tensor,
-    last_E: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, the weights of the choices, up, its bias, down, its bias."""
-    rows = Rows(choice_R, row_TK, expert_M, first_E, last_E)
-    choices, top_k, width = row_TK.numel(), row_TK.shape[1], x_TD.shape[1]
+    rows: Rows,
+) -> tuple[Tensor, ...]:
+    """Gradients of h, the weights of the choices, up, its bias, down, its bias. Uses up z."""
+    choices, top_k, width = rows.row_TK.numel(), rows.row_TK.shape[1], h_TD.shape[1]
     grad_y = torch.empty_like(y_RD)
     grad_weight = torch.empty_like(weight_TK)
     tile_d = min(128, triton.next_power_of_2(width))
-    spread = (len(choice_R) // 32,)
+    spread = (len(y_RD) // 32,)
     sums_D = grad_y.new_empty(*spread, width, dtype=torch.float32)
     kernels.spread[spread](
-        grad_TD, y_RD, weight_TK, choice_R, grad_y, grad_weight, sums_D,
+        grad_TD, y_RD, weight_TK, rows.choice_R, grad_y, grad_weight, sums_D,
         choices, width, top_k, 32, tile_d,
     )  # fmt: skip
-    down = _gradient(grad_y, a_RH, rows)
-    sums_H = grad_y.new_empty(len(expert_M), z_RH.shape[1], dtype=torch.float32)
-    grad_z = _multiply(
-        grad_y, down_EDH, None, choice_R, expert_M, transposed=True, hidden=z_RH, sums=sums_H
-    )
+    tiles, experts = len(rows.expert_M), len(rows.first_E)
+    sums_H = grad_y.new_empty(tiles, z_RH.shape[1], dtype=torch.float32)
+    places = rows.choice_R, rows.expert_M
+    grad_z = _multiply(grad_y, down_EDH, None, *places, transposed=True, hidden=z_RH, sums=sums_H)
+    down = _gradient(grad_y, z_RH, rows)  # GELU(z) by now
     # Gathered once: the product reads each row several times. Rows that fill up have no gradient.
-    token_R = (choice_R // top_k).clamp_(max=len(x_TD) - 1)
-    up = _gradient(grad_z, x_TD.index_select(0, token_R), rows)
-    grad_rows = _multiply(grad_z, up_EHD, None, choice_R, expert_M, transposed=True)
+    token_R = (rows.choice_R // top_k).clamp_(max=len(h_TD) - 1)
+    up = _gradient(grad_z, h_TD.index_select(0, token_R), rows)
+    grad_rows = _multiply(grad_z, up_EHD, None, *places, transposed=True)
     up_bias, down_bias = (
-        _by_expert(sums, expert_M, len(first_E)).to(x_TD.dtype) for sums in (sums_H, sums_D)
+        _by_expert(sums, rows.expert_M, experts).to(h_TD.dtype) for sums in (sums_H, sums_D)
     )
-    grad_x = _sum_choices(grad_rows, row_TK, None)
-    return grad_x, grad_weight, up, up_bias, down, down_bias
+    return _sum_choices(grad_rows, rows.row_TK), grad_weight, up, up_bias, down, down_bias
 
 
-@experts_backward.register_fake
-def _(grad_TD, x_TD, weight_TK, up_EHD, down_EDH, *saved):  # type: ignore[no-untyped-def]
-    empty = torch.empty_like
-    up_bias, down_bias = up_EHD.new_empty(up_EHD.shape[:2]), down_EDH.new_empty(down_EDH.shape[:2])
-    return empty(x_TD), empty(weight_TK), empty(up_EHD), up_bias, empty(down_EDH), down_bias
+def _sum_choices(y_RD: Tensor, row_TK: Tensor) -> Tensor:
+    """[T, D]: over each token's choices."""
+    (tokens, top_k), width = row_TK.shape, y_RD.shape[1]
+    out = y_RD.new_empty(tokens, width)
+    tile_d = min(128, triton.next_power_of_2(width))
+    grid = (triton.cdiv(tokens, 32), triton.cdiv(width, tile_d))
+    kernels.sum_choices[grid](y_RD, row_TK, out, tokens, width, top_k, 32, tile_d)
+    return out
 
 
 def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    x_TD, weight_TK, up_EHD, _, down_EDH, _, *indices = inputs
-    _, y_RD, z_RH, a_RH = output
+    _, h, weight, up, _, down, _, gate, _, _, scale, *indices = inputs
+    out, _, y, z = output
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x_TD, weight_TK, up_EHD, down_EDH, y_RD, z_RH, a_RH, *indices)
+    ctx.save_for_backward(out, h, weight, up, down, y, z, gate, scale, *indices)
 
 
-def _backward(ctx, grad_TD, *unused):  # type: ignore[no-untyped-def]
-    gradients = experts_backward(grad_TD.contiguous(), *ctx.saved_tensors)
-    return *gradients, *[None] * 5
+def _backward(ctx, grad_out, grad_h, *unused):  # type: ignore[no-untyped-def]
+    out, h, weight, up, down, y, z, gate, scale, *indices = ctx.saved_tensors
+    rows = Rows(*indices)
+    if grad_h is None:
+        grad_h = torch.zeros_like(out, dtype=h.dtype)
+    branch = adaln.Choices(y, weight, rows.row_TK)
+    grad_x, grad_branch, sums = adaln.backward(grad_out, grad_h, out, branch, gate, scale)
+    inner = _experts_backward(grad_branch.flatten(0, 1), h, weight, up, down, y, z, rows)
+    shifts, scales, gates = sums.to(scale.dtype).unbind(1)
+    return grad_x, *inner, gates, None, shifts, scales, *[None] * 5
 
 
-experts_forward.register_autograd(_backward, setup_context=_save)
+_experts.register_autograd(_backward, setup_context=_save)
 
 
-def mixture(
-    x_TD: Tensor,
+class Weights(NamedTuple):
+    """Of all experts, contiguous, in one type."""
+
+    up_EHD: Tensor
+    up_bias_EH: Tensor
+    down_EDH: Tensor
+    down_bias_ED: Tensor
+
+
+def mixture_residual_norm(
+    x: Tensor,
+    h: Tensor,
     weight_TK: Tensor,
     experts_TK: Tensor,
-    up_EHD: Tensor,
-    up_bias_EH: Tensor,
-    down_EDH: Tensor,
-    down_bias_ED: Tensor,
-) -> Tensor:
-    """Sum over each token's experts of weight x expert(token): [T, D], in x's type.
+    weights: Weights,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    table: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """xdimo.model.fused.adaln.residual_norm with the mixture of h [b, n, d] as its branch.
 
-    ``weight_TK``: float32. Weights and biases in x's type, contiguous.
+    ``weight_TK`` in float32; h in the weights' type. The backward pass overwrites what it saved:
+    it runs once.
     """
-    rows = sort_rows(experts_TK, len(up_EHD))
-    return experts_forward(x_TD, weight_TK, up_EHD, up_bias_EH, down_EDH, down_bias_ED, *rows)[0]
+    rows = sort_rows(experts_TK, len(weights.up_EHD))
+    h_TD = h.flatten(0, 1)
+    return _experts(x, h_TD, weight_TK, *weights, gate, table, shift, scale, *rows)[:2]

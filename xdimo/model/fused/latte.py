@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xdimo.model import latte
-from xdimo.model.fused import experts
 from xdimo.model.fused.adaln import norm, residual_norm
+from xdimo.model.fused.experts import Weights, mixture_residual_norm
 from xdimo.model.fused.temporal import temporal_attention
 
 
@@ -25,10 +25,10 @@ class FusedLatte(latte.Latte):
 
     def __init__(self, *arguments: Any, compiled: bool = True, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.attend, self.feed_forward = attend, feed_forward
+        self.attend, self.dispatch = attend, dispatch
         if compiled:
             self.attend = torch.compile(attend, dynamic=False)
-            self.feed_forward = torch.compile(feed_forward, dynamic=False)
+            self.dispatch = torch.compile(dispatch, dynamic=False)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Noisy latents x [b, f, c, h, w] at steps t [b] -> [b, f, 2c, h, w]: noise, variance."""
@@ -47,7 +47,11 @@ class FusedLatte(latte.Latte):
                 x, self.attend(block, h, frames, i % 2 == 1), gate1, shift2, scale2
             )
             table = self.temp_embed[0] if i == 0 else None
-            x, h = residual_norm(x, self.feed_forward(block, h), gate2, *after[i], table)
+            if block.dense:
+                x, h = residual_norm(x, block.mlp(h), gate2, *after[i], table)
+            else:
+                chosen = self.dispatch(block, h)
+                x, h = mixture_residual_norm(x, h, *chosen, gate2, *after[i], table)
         x = self.final_layer.linear(h)  # b (f t) (p q 2c)
         (h, w), (p, q) = self.x_embedder.grid_size, self.x_embedder.patch_size
         shape = "b (f h w) (p q c) -> b f c (h p) (w q)"
@@ -67,27 +71,16 @@ def attend(block: latte.Block, h: Tensor, frames: int, temporal: bool) -> Tensor
     return block.attn.proj(attended.flatten(1, 2))
 
 
-def feed_forward(block: latte.Block, h: Tensor) -> Tensor:
-    """Modulated norm h [b, n, d] -> [b, n, d], before its gate."""
-    return block.mlp(h) if block.dense else mixture(block, h.flatten(0, 1)).view_as(h)
-
-
-def mixture(block: latte.Block, x_TD: Tensor) -> Tensor:
-    weight_TK, experts_TK = route(block.gate(x_TD), block.top_k)
+def dispatch(block: latte.Block, h: Tensor) -> tuple[Tensor, Tensor, Weights]:
+    """Weights and experts of each token's choices, and all experts' layers, stacked."""
 
     def stacked(layer: str, name: str) -> Tensor:
         tensors = [getattr(getattr(expert, layer), name) for expert in block.experts]
-        return torch.stack(tensors).to(x_TD.dtype)
+        return torch.stack(tensors).to(h.dtype)
 
-    return experts.mixture(
-        x_TD,
-        weight_TK,
-        experts_TK,
-        stacked("fc1", "weight"),
-        stacked("fc1", "bias"),
-        stacked("fc2", "weight"),
-        stacked("fc2", "bias"),
-    )
+    names = [(layer, name) for layer in ("fc1", "fc2") for name in ("weight", "bias")]
+    weight_TK, experts_TK = route(block.gate(h.flatten(0, 1)), block.top_k)
+    return weight_TK, experts_TK, Weights(*(stacked(*each) for each in names))
 
 
 def route(logits_TE: Tensor, k: int) -> tuple[Tensor, Tensor]:

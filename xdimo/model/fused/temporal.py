@@ -25,7 +25,7 @@ def _weights(q, k, frame, frames, scale):
 
 
 @triton.jit
-def _forward(
+def temporal_forward(
     qkv, out, frames, positions, heads: tl.constexpr, width: tl.constexpr, scale,
     tile_f: tl.constexpr, tile_c: tl.constexpr,
 ):  # fmt: skip
@@ -49,7 +49,7 @@ def _forward(
 
 
 @triton.jit
-def _backward_kernel(
+def temporal_backward(
     qkv, grad, grad_qkv, frames, positions, heads: tl.constexpr, width: tl.constexpr, scale,
     tile_f: tl.constexpr, tile_c: tl.constexpr,
 ):  # fmt: skip
@@ -91,7 +91,9 @@ def temporal_attention(qkv: Tensor, heads: int) -> Tensor:
     out = qkv.new_empty(b, f, t, channels // 3)
     width = channels // 3 // heads
     grid = (b * t * heads,)
-    _forward[grid](qkv, out, f, t, heads, width, width**-0.5, *_tiles(f, width), num_warps=1)
+    temporal_forward[grid](
+        qkv, out, f, t, heads, width, width**-0.5, *_tiles(f, width), num_warps=1
+    )
     return out
 
 
@@ -107,7 +109,7 @@ def temporal_attention_backward(qkv: Tensor, grad: Tensor, heads: int) -> Tensor
     width = channels // 3 // heads
     grid = (b * t * heads,)
     tiles = _tiles(f, width)
-    _backward_kernel[grid](qkv, grad, out, f, t, heads, width, width**-0.5, *tiles, num_warps=1)
+    temporal_backward[grid](qkv, grad, out, f, t, heads, width, width**-0.5, *tiles, num_warps=1)
     return out
 
 
