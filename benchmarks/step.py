@@ -1,9 +1,10 @@
 """The training step on this machine's GPU: reference and fused side by side, in one run.
 
     python benchmarks/step.py [--batches 1 4 8 32] [--implementations reference fused]
+    python benchmarks/step.py --online 4 32              # frames through the VAE in each step
     torchrun --nproc-per-node 2 benchmarks/step.py       # with DDP over two GPUs
 
-Latents are random numbers on the device: data and decoding are not part of this.
+Latents and frames are random numbers on the device: data and decoding are not part of this.
 """
 
 import argparse
@@ -20,6 +21,8 @@ import torch.distributed as dist
 from tabulate import tabulate
 from torch.profiler import ProfilerActivity, profile
 
+from xdimo.data.vae import encode
+from xdimo.data.vae import load as load_vae
 from xdimo.load import load, load_hardware
 from xdimo.model.diffusion import Diffusion
 from xdimo.model.flops import model_flops
@@ -35,21 +38,27 @@ NOWHERE = "sha256:" + "0" * 64
 PARTS = {
     "all-reduce": r"nccl",
     "optimizer + EMA": r"(?i)adam|lerp|multi_tensor",
-    "experts": r"^(matmul_rows|weight_gradient|combine|spread|count_choices|place_choices)$",
-    "attention": r"flash|fmha|^_forward$|^_backward_kernel$|softmax",
+    "experts": r"^(matmul_rows|weight_gradient|sum_choices|spread|count_choices|place_choices)$",
+    "attention": r"flash|fmha|^temporal_(forward|backward)$|softmax|cudnn.*(dq|dot_do_o)",
     "matrix products": r"gemm|nvjet|cutlass|xmma|splitK",
     "elementwise and norms": r"",
 }
 
 
-def spec_of(clips: int, implementation: str, world: int) -> RunSpec:
+def spec_of(clips: int, implementation: str, world: int, mode: str = "cached") -> RunSpec:
     config = {
         "hardware": str(ROOT / "config/hardware.yaml"),
         "train": {"implementation": implementation, "precision": "bf16"},
     }
     bench = load(ROOT / "config/config.yaml", config)
     base = resolve(plan(bench, "gpu_h200-bs1-r1"), NOWHERE, None).to_json()
-    return RunSpec.model_validate({**base, "clips_per_gpu": clips, "gpus": world})
+    data = {
+        **base["data"],
+        "mode": mode,
+        "latents": base["data"]["latents"] if mode == "cached" else None,
+    }
+    changed = {"clips_per_gpu": clips, "gpus": world, "data": data}
+    return RunSpec.model_validate({**base, **changed})
 
 
 def parts(spec: RunSpec, device: torch.device) -> tuple[Any, ...]:
@@ -57,11 +66,18 @@ def parts(spec: RunSpec, device: torch.device) -> tuple[Any, ...]:
     model, ema = loop.build(spec).to(device), loop.build(spec).to(device).requires_grad_(False)
     generator = torch.Generator(device).manual_seed(0)
     state = State(model, ema, loop._optimizer(spec, model), generator)
-    return state, loop._distributed(spec, model, device), Diffusion().to(device), None
+    vae = None
+    if spec.data.mode == "online":
+        compiled = spec.implementation != "reference"
+        vae = load_vae(spec.vae, None, device, torch.bfloat16, compiled=compiled)
+    return state, loop._distributed(spec, model, device), Diffusion().to(device), vae
 
 
 def batch_of(spec: RunSpec, device: torch.device) -> dict[str, torch.Tensor]:
     side, frames = spec.latent_size, spec.data.frames
+    if spec.data.mode == "online":
+        pixels = (spec.clips_per_gpu, frames, 3, spec.data.size, spec.data.size)
+        return {"frames": torch.randint(256, pixels, device=device, dtype=torch.uint8)}
     shape = (spec.clips_per_gpu, frames, spec.vae.latent_channels, side, side)
     mean = torch.randn(shape, device=device, dtype=torch.float16) * 5
     return {"mean": mean, "std": torch.rand_like(mean) * 0.1}
@@ -90,6 +106,21 @@ def measure(spec: RunSpec, device: torch.device, steps: int) -> dict[str, float]
     }
 
 
+def vae_rate(spec: RunSpec, device: torch.device, frames: int, compiled: bool) -> float:
+    """Frames encoded a second, ``frames`` at once."""
+    vae = load_vae(spec.vae, None, device, torch.bfloat16, compiled=compiled)
+    shape = (frames, 3, spec.data.size, spec.data.size)
+    pixels = torch.randint(256, shape, device=device, dtype=torch.uint8)
+    for _ in range(3):
+        encode(vae, pixels)
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(10):
+        encode(vae, pixels)
+    torch.cuda.synchronize()
+    return 10 * frames / (time.perf_counter() - started)
+
+
 def shares(spec: RunSpec, device: torch.device) -> Counter[str]:
     """Milliseconds of kernels in each part of one step, run as it stands."""
     step, batch = Step(spec, *parts(spec, device)), batch_of(spec, device)
@@ -115,6 +146,8 @@ def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 32])
     arguments.add_argument("--implementations", nargs="+", default=["reference", "fused"])
+    arguments.add_argument("--online", type=int, nargs="*", default=[], metavar="BATCH")
+    arguments.add_argument("--vae", type=int, nargs="*", default=[], metavar="FRAMES")
     arguments.add_argument("--steps", type=int, default=20)
     arguments.add_argument("--profile", type=int, nargs="*", default=[1, 32], metavar="BATCH")
     asked = arguments.parse_args()
@@ -128,10 +161,11 @@ def main() -> None:
     peak = load_hardware(ROOT / "config/hardware.yaml").tensor_peak_tflops(name)
     rows, profiles = [], []
     for implementation in asked.implementations:
-        for clips in asked.batches:
-            spec = spec_of(clips, implementation, world)
+        cells = [(clips, "cached") for clips in asked.batches]
+        for clips, mode in [*cells, *((clips, "online") for clips in asked.online)]:
+            spec = spec_of(clips, implementation, world, mode)
             found = measure(spec, device, asked.steps)
-            print(implementation, clips, found, flush=True)
+            print(implementation, mode, clips, found, flush=True)
             free()
             flops = model_flops(
                 spec.model,
@@ -143,16 +177,23 @@ def main() -> None:
             mfu = f"{100 * rate / (world * peak):.1f} %" if peak else "n/a"
             rows.append(
                 [
-                    *(implementation, clips, found["clips_per_s"], 1e3 * found["step_s"], mfu),
+                    *(
+                        implementation,
+                        mode,
+                        clips,
+                        found["clips_per_s"],
+                        1e3 * found["step_s"],
+                        mfu,
+                    ),
                     *(found["peak_gib"], found["reserved_gib"]),
                 ]
             )
-            if clips in asked.profile:
+            if clips in asked.profile and mode == "cached":
                 profiles.append([implementation, clips, shares(spec, device)])
                 free()
     if rank == 0:
-        print(f"{world} x {name}, torch {torch.__version__}, S/2 4E2A, bf16, cached latents")
-        heads = ["implementation", "clips/GPU", "clips/s", "step ms", "MFU", "peak GiB"]
+        print(f"{world} x {name}, torch {torch.__version__}, S/2 4E2A, bf16")
+        heads = ["implementation", "latents", "clips/GPU", "clips/s", "step ms", "MFU", "peak GiB"]
         print(tabulate(rows, [*heads, "reserved GiB"], floatfmt=".2f"))
         print("\nkernel ms of one step, not captured")
         table = [
@@ -160,6 +201,9 @@ def main() -> None:
             for implementation, clips, found in profiles
         ]
         print(tabulate(table, ["implementation", "clips", *PARTS, "sum"], floatfmt=".1f"))
+        for frames in asked.vae:
+            rates = [vae_rate(spec_of(1, "fused", world), device, frames, c) for c in (False, True)]
+            print(f"VAE, {frames} frames at once: {rates[0]:.0f} frames/s, compiled {rates[1]:.0f}")
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -2,7 +2,6 @@
 
 import os
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ def train(
     vae = None
     if spec.data.mode == "online":
         dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
-        vae = load_vae(spec.vae, vae_weights, device, dtype)
+        vae = load_vae(spec.vae, vae_weights, device, dtype, compiled=captures(spec))
     last = spec.steps.warmup + spec.steps.timed
     batches = iter(
         clips.loader(spec, rank=rank, first_step=done, steps=last - done, data=data, videos=videos)
@@ -174,10 +173,12 @@ def _distributed(spec: RunSpec, model: nn.Module, device: torch.device) -> nn.Mo
     if not dist.is_initialized():
         return model
     ids = [device.index] if device.type == "cuda" else None
+    if not captures(spec):
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
     # Compiled functions are parts of a block: nothing to cut at the buckets' edges.
     torch._dynamo.config.optimize_ddp = False
     # Its streams must not be tied to the default one, which no capture may wait for.
-    with torch.cuda.stream(torch.cuda.Stream()) if captures(spec) else nullcontext():
+    with torch.cuda.stream(torch.cuda.Stream()):
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
 

@@ -22,6 +22,34 @@ def count_choices(
 
 
 @triton.jit
+def begin_chunks(
+    counts_CE, begin_CE, first_E, last_E, expert_M, chunks, tiles,
+    experts: tl.constexpr, padded: tl.constexpr, padded_chunks: tl.constexpr,
+    tile_m: tl.constexpr, step: tl.constexpr,
+):  # fmt: skip
+    """Where each chunk's part of each expert begins, and which expert each tile of rows has.
+
+    One program: a few thousand numbers.
+    """
+    chunk = tl.arange(0, padded_chunks)
+    before = tl.zeros((), tl.int32)
+    index = tl.arange(0, step)
+    for expert in tl.static_range(experts):
+        ok = chunk < chunks
+        counts = tl.load(counts_CE + chunk * experts + expert, mask=ok, other=0)
+        tl.store(begin_CE + chunk * experts + expert, before + tl.cumsum(counts) - counts, mask=ok)
+        rows = (tl.sum(counts) + tile_m - 1) // tile_m * tile_m
+        tl.store(first_E + expert, before)
+        tl.store(last_E + expert, before + rows)
+        for tile in range(before // tile_m, (before + rows) // tile_m, step):
+            mine = tile + index < (before + rows) // tile_m
+            tl.store(expert_M + tile + index, expert, mask=mine)
+        before += rows
+    for tile in range(before // tile_m, tiles, step):
+        tl.store(expert_M + tile + index, experts, mask=tile + index < tiles)
+
+
+@triton.jit
 def place_choices(
     expert_S, begin_CE, row_S, choice_R, choices,
     experts: tl.constexpr, padded: tl.constexpr, chunk: tl.constexpr,
@@ -125,30 +153,29 @@ def matmul_rows(
             b = tl.load(bias + expert * width_out + column, mask=column_ok, other=0.0)
             total += b.to(tl.float32)[None, :]
         at = row.to(tl.int64)[:, None] * width_out
-        every = (row >= 0)[:, None]
         if activates or derives:
             left, right = halves(total, tile_m, tile_n)
             column = first + tl.arange(0, tile_n // 2)
             ok = column < width_out
             if activates:
-                activate(left, hidden, out, at + column[None, :], every & ok[None, :], fast)
+                activate(left, hidden, out, at + column[None, :], ok[None, :], fast)
             else:
                 derive(
-                    left, hidden, out, sums, at + column[None, :], every & ok[None, :],
+                    left, hidden, out, sums, at + column[None, :], ok[None, :],
                     tile * width_out + column, ok, fast,
                 )  # fmt: skip
             column += tile_n // 2
             ok = column < width_out
             if activates:
-                activate(right, hidden, out, at + column[None, :], every & ok[None, :], fast)
+                activate(right, hidden, out, at + column[None, :], ok[None, :], fast)
             else:
                 derive(
-                    right, hidden, out, sums, at + column[None, :], every & ok[None, :],
+                    right, hidden, out, sums, at + column[None, :], ok[None, :],
                     tile * width_out + column, ok, fast,
                 )  # fmt: skip
         else:
             at += column[None, :]
-            tl.store(out + at, total.to(out.dtype.element_ty), mask=every & column_ok[None, :])
+            tl.store(out + at, total.to(out.dtype.element_ty), mask=column_ok[None, :])
 
 
 @triton.jit
@@ -188,6 +215,23 @@ def weight_gradient(
     at = (split * experts + expert).to(tl.int64)
     place = partial + at * width_left * width_right + m[:, None] * width_right + n[None, :]
     tl.store(place, total.to(partial.dtype.element_ty), mask=m_ok[:, None] & n_ok[None, :])
+
+
+@triton.jit
+def sum_tiles(
+    sums, out_EN, first_E, last_E, tile_m: tl.constexpr, width: tl.constexpr,
+    block_m: tl.constexpr, block_n: tl.constexpr,
+):  # fmt: skip
+    """out[e] = sum of the sums of e's tiles, each of tile_m rows."""
+    expert = tl.program_id(0)
+    n = tl.program_id(1) * block_n + tl.arange(0, block_n)
+    last = tl.load(last_E + expert) // tile_m
+    total = tl.zeros((block_n,), tl.float32)
+    for first in range(tl.load(first_E + expert) // tile_m, last, block_m):
+        m = first + tl.arange(0, block_m)
+        ok = (m < last)[:, None] & (n < width)[None, :]
+        total += tl.sum(tl.load(sums + m[:, None] * width + n[None, :], mask=ok, other=0.0), axis=0)
+    tl.store(out_EN + expert * width + n, total.to(out_EN.dtype.element_ty), mask=n < width)
 
 
 @triton.jit

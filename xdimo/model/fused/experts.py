@@ -44,18 +44,18 @@ def _sort_rows(experts_TK: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor
     expert_S = experts_TK.reshape(-1)
     counts_CE = torch.empty(chunks, experts, dtype=torch.int32, device=device)
     kernels.count_choices[(chunks,)](expert_S, counts_CE, choices, experts, padded, CHUNK)
-    seen_CE = counts_CE.cumsum(0, dtype=torch.int32)
-    rows_E = (seen_CE[-1] + (TILE - 1)) // TILE * TILE
-    last_E = rows_E.cumsum(0, dtype=torch.int32)
-    first_E = last_E - rows_E
-    begin_CE = seen_CE - counts_CE + first_E
+    begin_CE = torch.empty_like(counts_CE)
+    first_E, last_E = (counts_CE.new_empty(experts) for _ in range(2))
+    expert_M = counts_CE.new_empty(tiles)
+    kernels.begin_chunks[(1,)](
+        counts_CE, begin_CE, first_E, last_E, expert_M, chunks, tiles,
+        experts, padded, triton.next_power_of_2(chunks), TILE, 256,
+    )  # fmt: skip
     row_TK = torch.empty(experts_TK.shape, dtype=torch.int32, device=device)
     choice_R = torch.full((tiles * TILE,), choices, dtype=torch.int32, device=device)
     kernels.place_choices[(chunks,)](
         expert_S, begin_CE, row_TK, choice_R, choices, experts, padded, CHUNK
     )  # fmt: skip
-    tile_M = torch.arange(0, tiles * TILE, TILE, dtype=torch.int32, device=device)
-    expert_M = torch.searchsorted(last_E, tile_M, right=True, out_int32=True)
     return choice_R, row_TK, expert_M, first_E, last_E
 
 
@@ -113,7 +113,8 @@ def _multiply(
     shape = _shape(rows.device)
     has_gelu = before is not None or hidden is not None
     if has_gelu and rows.is_cuda:
-        shape = {**shape, "num_warps": 8}
+        # Registers for two programs a multiprocessor: one's epilogue hides behind the other.
+        shape = {**shape, "num_warps": 8, "maxnreg": 128}
     choices, top_k = tokens_of or (0, 0)
     grid = (len(expert_M) * triton.cdiv(width_out, shape["tile_n"]),)
     kernels.matmul_rows[grid](
@@ -170,12 +171,14 @@ def _gradient_shape(device: torch.device) -> dict[str, int]:
     return {"tile_m": 128 if device.type == "cuda" else 64, **_shape(device)}
 
 
-def _by_expert(sums: Tensor, expert_M: Tensor, experts: int) -> Tensor:
-    """Sums of tiles [n x M, width] -> of experts [E, width], float32."""
-    expert = expert_M.repeat_interleave(len(sums) // len(expert_M))
-    mine = expert[None, :] == torch.arange(experts, device=expert.device)[:, None]
-    # Tiles that no expert has hold whatever was in memory.
-    return mine.float() @ torch.where(expert[:, None] < experts, sums, 0.0)
+def _by_expert(sums: Tensor, rows: Rows, dtype: torch.dtype) -> Tensor:
+    """Sums of tiles [n, width], however high a tile, -> of experts [E, width]."""
+    width, experts = sums.shape[1], len(rows.first_E)
+    out = sums.new_empty(experts, width, dtype=dtype)
+    height = len(rows.choice_R) // len(sums)
+    grid = (experts, triton.cdiv(width, 32))
+    kernels.sum_tiles[grid](sums, out, rows.first_E, rows.last_E, height, width, 64, 32)
+    return out
 
 
 @torch.library.custom_op("xdimo::experts", mutates_args=())
@@ -236,8 +239,7 @@ def _experts_backward(
         grad_TD, y_RD, weight_TK, rows.choice_R, grad_y, grad_weight, sums_D,
         choices, width, top_k, 32, tile_d,
     )  # fmt: skip
-    tiles, experts = len(rows.expert_M), len(rows.first_E)
-    sums_H = grad_y.new_empty(tiles, z_RH.shape[1], dtype=torch.float32)
+    sums_H = grad_y.new_empty(len(rows.expert_M), z_RH.shape[1], dtype=torch.float32)
     places = rows.choice_R, rows.expert_M
     grad_z = _multiply(grad_y, down_EDH, None, *places, transposed=True, hidden=z_RH, sums=sums_H)
     down = _gradient(grad_y, z_RH, rows)  # GELU(z) by now
@@ -245,9 +247,7 @@ def _experts_backward(
     token_R = (rows.choice_R // top_k).clamp_(max=len(h_TD) - 1)
     up = _gradient(grad_z, h_TD.index_select(0, token_R), rows)
     grad_rows = _multiply(grad_z, up_EHD, None, *places, transposed=True)
-    up_bias, down_bias = (
-        _by_expert(sums, rows.expert_M, experts).to(h_TD.dtype) for sums in (sums_H, sums_D)
-    )
+    up_bias, down_bias = (_by_expert(sums, rows, h_TD.dtype) for sums in (sums_H, sums_D))
     return _sum_choices(grad_rows, rows.row_TK), grad_weight, up, up_bias, down, down_bias
 
 

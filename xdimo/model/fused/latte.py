@@ -33,9 +33,9 @@ class FusedLatte(latte.Latte):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Noisy latents x [b, f, c, h, w] at steps t [b] -> [b, f, 2c, h, w]: noise, variance."""
         b, frames = x.shape[:2]
-        c = self.t_embedder(t)  # b d
-        steering = [block.adaLN_modulation(c).chunk(6, dim=-1) for block in self.blocks]
-        last = self.final_layer.adaLN_modulation(c).chunk(2, dim=-1)
+        c = F.silu(self.t_embedder(t))  # b d, the same of every block's modulation
+        steering = [block.adaLN_modulation[1](c).chunk(6, dim=-1) for block in self.blocks]
+        last = self.final_layer.adaLN_modulation[1](c).chunk(2, dim=-1)
         after = [vectors[:2] for vectors in steering[1:]] + [last]  # of the norm behind a block
 
         x = self.x_embedder(x.flatten(0, 1)) + self.pos_embed
