@@ -9,7 +9,6 @@ Latents are random numbers on the device: data and decoding are not part of this
 import argparse
 import gc
 import os
-import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -26,20 +25,11 @@ from xdimo.model.flops import model_flops
 from xdimo.spec import RunSpec, plan, resolve
 from xdimo.train import loop
 from xdimo.train.checkpoint import State
+from xdimo.train.ledger import KERNELS, kernel_kind
 from xdimo.train.step import EAGER_STEPS, Step
 
 ROOT = Path(__file__).parent.parent
 NOWHERE = "sha256:" + "0" * 64
-
-# Kernels by the part of the step they belong to; the first that fits.
-PARTS = {
-    "all-reduce": r"nccl",
-    "optimizer + EMA": r"(?i)adam|lerp|multi_tensor",
-    "experts": r"^(matmul_rows|weight_gradient|combine|spread|count_choices|place_choices)$",
-    "attention": r"flash|fmha|^_forward$|^_backward_kernel$|softmax",
-    "matrix products": r"gemm|nvjet|cutlass|xmma|splitK",
-    "elementwise and norms": r"",
-}
 
 
 def spec_of(clips: int, implementation: str, world: int) -> RunSpec:
@@ -91,7 +81,7 @@ def measure(spec: RunSpec, device: torch.device, steps: int) -> dict[str, float]
 
 
 def shares(spec: RunSpec, device: torch.device) -> Counter[str]:
-    """Milliseconds of kernels in each part of one step, run as it stands."""
+    """Milliseconds of each kind of kernels in one step, run as it stands."""
     step, batch = Step(spec, *parts(spec, device)), batch_of(spec, device)
     for _ in range(4):
         step(batch, False)
@@ -101,8 +91,7 @@ def shares(spec: RunSpec, device: torch.device) -> Counter[str]:
         torch.cuda.synchronize()
     found: Counter[str] = Counter()
     for event in profiler.key_averages():
-        part = next(name for name, mark in PARTS.items() if re.search(mark, event.key))
-        found[part] += event.self_device_time_total / 1e3
+        found[kernel_kind(event.key)] += event.self_device_time_total / 1e3
     return found
 
 
@@ -156,10 +145,10 @@ def main() -> None:
         print(tabulate(rows, [*heads, "reserved GiB"], floatfmt=".2f"))
         print("\nkernel ms of one step, not captured")
         table = [
-            [implementation, clips, *(found[part] for part in PARTS), sum(found.values())]
+            [implementation, clips, *(found[kind] for kind in KERNELS), sum(found.values())]
             for implementation, clips, found in profiles
         ]
-        print(tabulate(table, ["implementation", "clips", *PARTS, "sum"], floatfmt=".1f"))
+        print(tabulate(table, ["implementation", "clips", *KERNELS, "sum"], floatfmt=".1f"))
     if dist.is_initialized():
         dist.destroy_process_group()
 
