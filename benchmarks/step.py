@@ -10,7 +10,6 @@ Latents and frames are random numbers on the device: data and decoding are not p
 import argparse
 import gc
 import os
-import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -29,20 +28,11 @@ from xdimo.model.flops import model_flops
 from xdimo.spec import RunSpec, plan, resolve
 from xdimo.train import loop
 from xdimo.train.checkpoint import State
+from xdimo.train.ledger import KERNELS, kernel_kind
 from xdimo.train.step import EAGER_STEPS, Step
 
 ROOT = Path(__file__).parent.parent
 NOWHERE = "sha256:" + "0" * 64
-
-# Kernels by the part of the step they belong to; the first that fits.
-PARTS = {
-    "all-reduce": r"nccl",
-    "optimizer + EMA": r"(?i)adam|lerp|multi_tensor",
-    "experts": r"^(matmul_rows|weight_gradient|sum_choices|spread|count_choices|place_choices)$",
-    "attention": r"flash|fmha|^temporal_(forward|backward)$|softmax|cudnn.*(dq|dot_do_o)",
-    "matrix products": r"gemm|nvjet|cutlass|xmma|splitK",
-    "elementwise and norms": r"",
-}
 
 
 def spec_of(clips: int, implementation: str, world: int, mode: str = "cached") -> RunSpec:
@@ -122,7 +112,7 @@ def vae_rate(spec: RunSpec, device: torch.device, frames: int, compiled: bool) -
 
 
 def shares(spec: RunSpec, device: torch.device) -> Counter[str]:
-    """Milliseconds of kernels in each part of one step, run as it stands."""
+    """Milliseconds of each kind of kernels in one step, run as it stands."""
     step, batch = Step(spec, *parts(spec, device)), batch_of(spec, device)
     for _ in range(4):
         step(batch, False)
@@ -132,8 +122,7 @@ def shares(spec: RunSpec, device: torch.device) -> Counter[str]:
         torch.cuda.synchronize()
     found: Counter[str] = Counter()
     for event in profiler.key_averages():
-        part = next(name for name, mark in PARTS.items() if re.search(mark, event.key))
-        found[part] += event.self_device_time_total / 1e3
+        found[kernel_kind(event.key)] += event.self_device_time_total / 1e3
     return found
 
 
@@ -197,10 +186,10 @@ def main() -> None:
         print(tabulate(rows, [*heads, "reserved GiB"], floatfmt=".2f"))
         print("\nkernel ms of one step, not captured")
         table = [
-            [implementation, clips, *(found[part] for part in PARTS), sum(found.values())]
+            [implementation, clips, *(found[kind] for kind in KERNELS), sum(found.values())]
             for implementation, clips, found in profiles
         ]
-        print(tabulate(table, ["implementation", "clips", *PARTS, "sum"], floatfmt=".1f"))
+        print(tabulate(table, ["implementation", "clips", *KERNELS, "sum"], floatfmt=".1f"))
         for frames in asked.vae:
             rates = [vae_rate(spec_of(1, "fused", world), device, frames, c) for c in (False, True)]
             print(f"VAE, {frames} frames at once: {rates[0]:.0f} frames/s, compiled {rates[1]:.0f}")

@@ -209,7 +209,7 @@ def test_a_worker_keeps_few_readers_open(data, monkeypatch):
     monkeypatch.setattr(clips, "OPEN_READERS", 2)
     folder, manifest = data
     online = spec(manifest.dataset, "cpu_2-bs1-online-r1")
-    dataset = clips.OnlineClips(folder / "videos", manifest.clips_order(), online, 0, 0, 20)
+    dataset = clips.OnlineClips(folder / "videos", manifest, online, 0, 0, 20)
     for item in range(20):
         dataset[item]
         assert len(dataset._readers) <= 2

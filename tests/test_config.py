@@ -53,7 +53,7 @@ def test_repeats_are_interleaved(small_bench: Bench) -> None:
 
 # key, value put there, what the one line must say
 REFUSED = [
-    ("train.warmup_step", 3, "train.warmup_step: unknown key; allowed: checkpoint_every, "),
+    ("train.warmup_step", 3, "train.warmup_step: unknown key; allowed: calibrate, "),
     ("targets.cpu_1.gpu", 3, "targets.cpu_1.gpu: unknown key; allowed: baseline_variant, "),
     ("campaign", None, "campaign: missing"),
     ("targets.cpu_1.gpus", "4", "targets.cpu_1.gpus: Input should be a valid integer, not '4'"),

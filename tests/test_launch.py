@@ -184,7 +184,7 @@ def test_missing_or_other_gpus_are_said_before_anything_starts(
         update={"device": "cuda", "card": "h200", "gpus": 4}
     )
     bench = small_bench.model_copy(update={"targets": {"cpu_1": target}})
-    found = json.dumps(["NVIDIA A100"] * 2)
+    found = json.dumps([["NVIDIA A100", "0123"]] * 2)
 
     def seen(*arguments: Any, **options: Any) -> Any:
         return subprocess.CompletedProcess(arguments, 0, stdout=found + "\n", stderr="")
@@ -194,7 +194,7 @@ def test_missing_or_other_gpus_are_said_before_anything_starts(
         UserError, match=r"needs 4 x H200 SXM; this machine has 2 GPUs; .*--profile"
     ):
         launch(tmp_path, bench)
-    found = json.dumps(["NVIDIA A100"] * 4)
+    found = json.dumps([["NVIDIA A100", "0123"]] * 4)
     with pytest.raises(UserError, match=r"needs 4 x H200 SXM \(NVIDIA H200\).* has NVIDIA A100"):
         launch(tmp_path, bench)
     assert not (tmp_path / "attempts").exists()

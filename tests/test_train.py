@@ -1,17 +1,22 @@
 """One process trains a small model on real (generated) video: the record, and going on exactly."""
 
 import json
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.checkpoint import checkpoint
 
 from tests.videos import write_video
 from xdimo.config import Bench
 from xdimo.data import latents, manifest
 from xdimo.errors import UserError
+from xdimo.model.latte import Block
 from xdimo.spec import RunSpec, latents_plan, plan, resolve, vae_spec
+from xdimo.train import step, telemetry
 from xdimo.train.failure import LossNotFinite
 from xdimo.train.loop import train
 
@@ -81,8 +86,12 @@ def _changed(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return changed
 
 
+def named(log: list[dict[str, Any]], event: str) -> list[dict[str, Any]]:
+    return [line for line in log if line["event"] == event]
+
+
 def steps(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [event for event in log if event["event"] == "step"]
+    return named(log, "step")
 
 
 def losses(log: list[dict[str, Any]]) -> list[tuple[float, float]]:
@@ -93,12 +102,16 @@ def test_record(run_once: Train) -> None:
     log = run_once("out")
     assert [event["event"] for event in log] == [
         "header",
+        "calibration",
         *["step"] * 6,
         "window",
         "memory",
+        "ledger",
+        "effective",
+        "calibration",
         "footer",
     ]
-    header, window, memory = log[0], log[-3], log[-2]
+    header, window, memory = (named(log, name)[0] for name in ("header", "window", "memory"))
     assert [step["phase"] for step in steps(log)] == ["warmup"] * 2 + ["timed"] * 4
     assert [step["step"] for step in steps(log)] == [1, 2, 3, 4, 5, 6]
     assert (window["first_step"], window["last_step"]) == (3, 6)
@@ -111,6 +124,85 @@ def test_record(run_once: Train) -> None:
     assert len(header["devices"]) == 1
     assert memory["device_gib"] is None
     assert memory["host_peak_gib"] > 0
+
+
+def test_calibration_ledger_and_proof(run_once: Train) -> None:
+    log = run_once("out")
+    calibrations = named(log, "calibration")
+    assert [(c["when"], c["rank"]) for c in calibrations] == [("before", 0), ("after", 0)]
+    # 2 clips of 4 frames of 4 x 4 tokens, width 16.
+    shapes = {"128x16x64", "128x64x16", "128x16x48", "128x16x16"}
+    assert all(set(c["model_gemm_tflops"]) == shapes for c in calibrations)
+    (ledger,) = named(log, "ledger")
+    assert sum(ledger["shares"].values()) == pytest.approx(1)
+    assert all(ledger["shares"][part] > 0 for part in ("forward", "backward", "optimizer"))
+    assert ledger["shares"]["all_reduce"] == ledger["shares"]["vae"] == 0  # one rank, cached
+    assert ledger["source"] == "profiled window"
+    (proof,) = named(log, "effective")
+    assert {**log[0]["effective"], **proof} == proof
+    assert proof["matmul_flops"] == {"fp32": 1.0}
+    assert (proof["compiled"], proof["captured"], proof["checkpointing"]) == (False,) * 3
+    assert proof["gpus"] == log[0]["devices"]
+
+
+def test_neither_calibration_nor_profile_changes_what_is_trained(run_once: Train) -> None:
+    plain = run_once("plain", calibrate=False, steps__profiled=0)
+    assert [event["event"] for event in plain[-3:]] == ["memory", "effective", "footer"]
+    assert not named(plain, "calibration") + named(plain, "ledger")
+    assert plain[-2]["matmul_dtype"] is plain[-2]["checkpointing"] is None  # not seen
+    assert losses(plain) == losses(run_once("all"))
+
+
+def test_online_mode_has_a_share_for_the_vae(run_once: Train) -> None:
+    log = run_once("out", mode="online")
+    assert named(log, "ledger")[0]["shares"]["vae"] > 0
+
+
+def test_samples_of_the_window_come_into_the_log(
+    run_once: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    samples = [{"monotonic_s": now + i / 1000, "gpu": 0, "power_w": i} for i in range(120_000)]
+    path = tmp_path / "samples.jsonl"
+    path.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    monkeypatch.setattr(telemetry, "FILE", str(path))
+    log = run_once("out")
+    (window,) = named(log, "window")
+    times = [sample["t_s"] for sample in named(log, "telemetry")]
+    assert times == sorted(times)
+    assert times and times[0] >= 0 and times[-1] <= window["wall_s"]
+    assert log.index(window) < log.index(named(log, "telemetry")[0])
+
+
+def test_products_in_another_type_fail_the_run(
+    run_once: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The setting is there, and the step does not keep to it.
+    monkeypatch.setattr(step, "autocast", lambda spec: nullcontext())
+    with pytest.raises(UserError, match="matmul_dtype: the spec says bf16, the run does fp32"):
+        run_once("out", precision="bf16")
+    proof = read(tmp_path / "out/log.jsonl")[-1]
+    assert (proof["event"], proof["precision"], proof["matmul_dtype"]) == (
+        "effective",
+        "bf16",
+        "fp32",
+    )
+
+
+def test_products_of_the_step_run_in_the_specs_type(run_once: Train) -> None:
+    (proof,) = named(run_once("out", precision="bf16"), "effective")
+    assert proof["matmul_flops"] == {"bf16": 1.0}
+
+
+def test_hidden_recomputation_fails_the_run(
+    run_once: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Block.forward
+    monkeypatch.setattr(
+        Block, "forward", lambda *arguments: checkpoint(plain, *arguments, use_reentrant=False)
+    )
+    with pytest.raises(UserError, match="checkpointing: the spec says False, the run does True"):
+        run_once("out")
 
 
 def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(run_once: Train) -> None:

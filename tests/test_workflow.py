@@ -294,6 +294,18 @@ def test_every_figure_of_the_summary_is_made_again_from_the_logs(measured: Path)
     }
 
 
+def test_each_rank_is_calibrated_and_an_all_reduce_shows(measured: Path) -> None:
+    for folder in runs(measured).iterdir():
+        events = [json.loads(line) for line in (folder / "attempts/1/log.jsonl").open()]
+        processes = events[0]["declared"]["gpus"]
+        for when in ("before", "after"):
+            found = [e for e in events if e["event"] == "calibration" and e["when"] == when]
+            assert [e["rank"] for e in found] == list(range(processes))
+            assert all((e["all_reduce_gb_s"] is None) == (processes == 1) for e in found)
+        (ledger,) = (e for e in events if e["event"] == "ledger")
+        assert (ledger["shares"]["all_reduce"] > 0) == (processes > 1)
+
+
 def _figures(folder: Path) -> dict[str, float]:
     """What the tables show of a run, from the raw lines of its log alone."""
     events = [json.loads(line) for line in (folder / "attempts/1/log.jsonl").open()]

@@ -111,6 +111,19 @@ def parser() -> ArgumentParser:
     _path(sub, "--resume", help="checkpoint.pt to go on from")
 
     sub = verb(
+        "calibrate",
+        _calibrate,
+        "what a card gives to plain work, beside its peaks; under torchrun, several cards",
+        "xdimo calibrate --clips 1 16",
+    )
+    sub.add_argument("--clips", type=int, nargs="+", default=[1, 16], help="batches a GPU (1 16)")
+    sub.add_argument("--size", default="S/2", help="the model whose products are timed (S/2)")
+    sub.add_argument("--precision", choices=["bf16", "tf32", "fp32"], default="bf16")
+    sub.add_argument("--device", choices=["cuda", "cpu"], help="default: cuda where there is one")
+    _path(sub, "--hardware", default=Path("config/hardware.yaml"), help="file of cards and peaks")
+    sub.add_argument("--json", action="store_true", help="for programs")
+
+    sub = verb(
         "metrics",
         _metrics,
         "derive the numbers of one run from its records",
@@ -304,6 +317,25 @@ def _train(arguments: Namespace) -> None:
         vae_weights=_vae_weights(arguments.vae),
         resume=arguments.resume,
     )
+
+
+def _calibrate(arguments: Namespace) -> None:
+    from xdimo.config import Model
+    from xdimo.load import load_hardware, parse
+    from xdimo.spec import model_spec
+    from xdimo.train.calibrate import by_hand, text
+
+    model = model_spec(parse(Model, {"size": arguments.size}))
+    if min(arguments.clips) < 1:
+        raise UserError(f"--clips: {min(arguments.clips)}; expected 1 or more")
+    found = by_hand(model, arguments.clips, arguments.precision, arguments.device)
+    if found is None:  # another rank prints
+        return
+    rates, devices = found
+    if arguments.json:
+        print(json.dumps({"devices": devices, "ranks": rates}, indent=1))
+    else:
+        print(text(rates, devices, load_hardware(arguments.hardware), arguments.precision))
 
 
 def _metrics(arguments: Namespace) -> None:

@@ -138,6 +138,12 @@ class Train(Strict):
     checkpoint_every: Positive | None = Field(
         None, description="steps from one checkpoint to the next; null = none"
     )
+    calibrate: bool = Field(
+        True, description="measure products, copies and all-reduces before and after the steps"
+    )
+    profile_steps: int = Field(
+        3, ge=0, description="steps under a profiler, after the timed ones; 0 = no ledger"
+    )
 
 
 class Target(Strict):

@@ -59,6 +59,7 @@ class StepsSpec(Strict):
     warmup: int
     timed: int
     checkpoint_every: int | None
+    profiled: int  # after the timed ones
 
 
 class OptimizerSpec(Strict):
@@ -86,6 +87,7 @@ class RunSpec(Strict):
     steps: StepsSpec
     optimizer: OptimizerSpec
     workers: int
+    calibrate: bool
     seed: int
     environment: dict[str, str]
 
@@ -150,6 +152,7 @@ def plan(bench: Bench, run: str) -> dict[str, Any]:
             "warmup": train.warmup_steps,
             "timed": train.timed_steps,
             "checkpoint_every": train.checkpoint_every,
+            "profiled": train.profile_steps,
         },
         "optimizer": {
             "learning_rate": train.learning_rate,
@@ -158,6 +161,7 @@ def plan(bench: Bench, run: str) -> dict[str, Any]:
             "clip_from_step": train.clip_from_step,
         },
         "workers": train.workers,
+        "calibrate": train.calibrate,
         "seed": train.seed + repeat - 1,
         "environment": target.environment,
     }

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from xdimo.data.decode import Reader, open_video
 from xdimo.data.latents import LatentsReader, open_latents
-from xdimo.data.manifest import Video
+from xdimo.data.manifest import Manifest, Video
 from xdimo.data.manifest import read as read_manifest
 from xdimo.data.transform import mirrored, resized
 from xdimo.data.vae import encode
@@ -62,7 +62,13 @@ def batch(
 
 
 class _Clips(Dataset[dict[str, Any]]):
-    """One item a step: a rank's whole batch, with the epoch of its first clip."""
+    """One item a step: a rank's whole batch, with the epoch of its first clip.
+
+    ``content``: hash of the videos. ``vae``: id of what made the latents; None where none are read.
+    """
+
+    content: str
+    vae: str | None = None
 
     def __init__(self, frames: list[int], spec: RunSpec, rank: int, first_step: int, steps: int):
         self._spec, self._rank, self._first_step, self._steps = spec, rank, first_step, steps
@@ -105,6 +111,7 @@ class CachedClips(_Clips):
     def __init__(self, latents: LatentsReader, *arguments: Any) -> None:
         super().__init__(latents.frames, *arguments)
         self._latents = latents
+        self.content, self.vae = latents.index.dataset, latents.index.vae.id
 
     def _clip(self, index: int, start: int, flip: bool) -> dict[str, Tensor]:
         mean, std = self._latents.read(index, start, start + self._window, flip)
@@ -114,9 +121,10 @@ class CachedClips(_Clips):
 class OnlineClips(_Clips):
     """``frames``, uint8 [clips, frames, 3, size, size]."""
 
-    def __init__(self, folder: Path, videos: list[Video], *arguments: Any) -> None:
-        super().__init__([video.frames or 0 for video in videos], *arguments)
-        self._folder, self._videos = folder, videos
+    def __init__(self, folder: Path, manifest: Manifest, *arguments: Any) -> None:
+        self._folder, self._videos = folder, manifest.clips_order()
+        super().__init__([video.frames or 0 for video in self._videos], *arguments)
+        self.content = manifest.dataset
         self._readers: OrderedDict[int, Reader] = OrderedDict()
 
     def _clip(self, index: int, start: int, flip: bool) -> dict[str, Tensor]:
@@ -169,7 +177,7 @@ def loader(
             )
         if videos is None:
             raise UserError(f"run {spec.run}: online latents need the folder of videos")
-        dataset = OnlineClips(videos, manifest.clips_order(), spec, rank, first_step, steps)
+        dataset = OnlineClips(videos, manifest, spec, rank, first_step, steps)
     return DataLoader(
         dataset,
         batch_size=None,

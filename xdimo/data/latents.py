@@ -200,13 +200,13 @@ class LatentsReader:
     """Slices of the shards. Files are opened where they are first read: in a loader's worker."""
 
     def __init__(self, index: LatentsIndex, folder: Path) -> None:
-        self._index, self._folder = index, folder
+        self.index, self._folder = index, folder
         self._open: dict[int, Any] = {}
 
     @property
     def frames(self) -> list[int]:
         """Frames of each video, in the dataset's order."""
-        return [shard.frames for shard in self._index.shards]
+        return [shard.frames for shard in self.index.shards]
 
     def read(
         self, video: int, start: int, stop: int, flip: bool
@@ -221,7 +221,7 @@ class LatentsReader:
     def _shard(self, video: int) -> Any:
         from safetensors import SafetensorError, safe_open
 
-        path = self._folder / self._index.shards[video].file
+        path = self._folder / self.index.shards[video].file
         try:
             return safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
@@ -229,7 +229,7 @@ class LatentsReader:
 
     def verify(self, video: int) -> None:
         """Raises DataError where a shard's bytes or shape are not what the index says."""
-        shard = self._index.shards[video]
+        shard = self.index.shards[video]
         path = self._folder / shard.file
         try:
             found = file_hash(path)
@@ -237,9 +237,9 @@ class LatentsReader:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
         if found != shard.sha256:
             raise DataError(f"{path}: {found}, but the index says {shard.sha256}; make it again")
-        vae = self._index.vae
-        side = self._index.size // 2 ** (len(vae.block_out_channels) - 1)
-        expected = [1 + self._index.flip, shard.frames, vae.latent_channels, side, side]
+        vae = self.index.vae
+        side = self.index.size // 2 ** (len(vae.block_out_channels) - 1)
+        expected = [1 + self.index.flip, shard.frames, vae.latent_channels, side, side]
         opened = self._shard(video)
         for key in ("mean", "std"):
             shape = opened.get_slice(key).get_shape() if key in opened.keys() else "missing"  # noqa: SIM118

@@ -24,7 +24,7 @@ from xdimo.errors import UserError
 from xdimo.files import file_hash, read_json, write_json
 from xdimo.outcome import ANSWERS, Outcome
 from xdimo.spec import RunSpec, read_spec
-from xdimo.train import identity
+from xdimo.train import identity, telemetry
 from xdimo.train.failure import CAUSES
 
 SCHEMA = 1
@@ -50,7 +50,8 @@ class _Group:
 
     command: list[str]
     environment: dict[str, str]
-    log: Path
+    folder: Path  # of the attempt
+    uuids: list[str]  # of its GPUs
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=CAUSE_LINES))
 
     def run(self, deadline: float, end: _End) -> int:
@@ -64,6 +65,13 @@ class _Group:
         )
         reader = Thread(target=self._read, args=(process,), daemon=True)
         reader.start()
+        with telemetry.sampling(self.uuids, self.folder / telemetry.FILE):
+            self._wait(process, deadline, end)
+        _signal_group(process, signal.SIGKILL)  # a rank that outlived torchrun
+        reader.join(timeout=GRACE_S)
+        return process.returncode
+
+    def _wait(self, process: "subprocess.Popen[bytes]", deadline: float, end: _End) -> None:
         asked: float | None = None
         while process.poll() is None:
             if end.outcome is None and time.monotonic() > deadline:
@@ -74,13 +82,10 @@ class _Group:
             elif asked is not None and time.monotonic() > asked + GRACE_S:
                 _signal_group(process, signal.SIGKILL)
             time.sleep(0.1)
-        _signal_group(process, signal.SIGKILL)  # a rank that outlived torchrun
-        reader.join(timeout=GRACE_S)
-        return process.returncode
 
     def _read(self, process: "subprocess.Popen[bytes]") -> None:
         assert process.stdout is not None
-        with open(self.log, "wb") as log:
+        with open(self.folder / "output.log", "wb") as log:
             while chunk := process.stdout.read1(1 << 16):  # type: ignore[attr-defined]
                 log.write(chunk)
                 log.flush()
@@ -118,12 +123,13 @@ def launch(
     """
     started, deadline = _now(), time.monotonic() + walltime_min * 60
     spec = read_spec(spec_path)
-    _require_devices(spec, hardware)
+    uuids = _require_devices(spec, hardware)
     folder = _new_attempt(output.parent)
     group = _Group(
         _command(spec, spec_path, data, videos, vae, folder),
         _environment(spec),
-        folder / "output.log",
+        folder,
+        uuids,
     )
     end = _End()
     with _signals(end):
@@ -156,17 +162,22 @@ def launch(
     return 0
 
 
-def _require_devices(spec: RunSpec, hardware: Hardware) -> None:
-    """Raises UserError where this machine has fewer or other GPUs than the spec names."""
+def _require_devices(spec: RunSpec, hardware: Hardware) -> list[str]:
+    """NVML's names of the GPUs that the ranks will use, in their order; none on a CPU.
+
+    Raises UserError where this machine has fewer or other GPUs than the spec names.
+    """
     if spec.device == "cpu":
-        return
+        return []
     # Asked of torch in a child: what it sees is what the run would get.
-    probe = "import json, torch as t; n = t.cuda.device_count(); "
-    probe += "print(json.dumps([t.cuda.get_device_name(i) for i in range(n)]))"
+    probe = "import json, torch; cuda = torch.cuda; "
+    probe += "found = [cuda.get_device_properties(i) for i in range(cuda.device_count())]; "
+    probe += "print(json.dumps([[card.name, str(card.uuid)] for card in found]))"
     answer = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
     if answer.returncode != 0:
         raise UserError(f"torch cannot list this machine's GPUs: {answer.stderr.strip()[-300:]}")
-    found = json.loads(answer.stdout.splitlines()[-1])
+    cards = json.loads(answer.stdout.splitlines()[-1])
+    found = [name for name, _ in cards]
     card = hardware.cards.get(spec.card)
     if card is None:
         raise UserError(f"{spec.run}: its card {spec.card!r} is not in hardware.yaml")
@@ -180,6 +191,7 @@ def _require_devices(spec: RunSpec, hardware: Hardware) -> None:
             f"{wanted} ({', '.join(card.devices)}); this machine has {', '.join(others)}; "
             f"{elsewhere}, or list the name under cards.{spec.card}.devices in hardware.yaml"
         )
+    return ["GPU-" + uuid.removeprefix("GPU-") for _, uuid in cards[: spec.gpus]]
 
 
 def _environment(spec: RunSpec) -> dict[str, str]:
@@ -191,7 +203,8 @@ def _environment(spec: RunSpec) -> dict[str, str]:
     processes, and then one process alone must not have all the cores.
     """
     kept = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
-    return {**kept, "OMP_NUM_THREADS": "1", **spec.environment}
+    quiet = {"KINETO_LOG_LEVEL": "99"}  # the profiler's own lines, which say nothing of the run
+    return {**quiet, **kept, "OMP_NUM_THREADS": "1", **spec.environment}
 
 
 def _new_attempt(run: Path) -> Path:

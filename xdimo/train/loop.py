@@ -17,10 +17,19 @@ from xdimo.errors import UserError
 from xdimo.model.diffusion import Diffusion
 from xdimo.model.latte import Latte
 from xdimo.spec import RunSpec
-from xdimo.train import checkpoint, identity, telemetry
+from xdimo.train import (
+    calibrate,
+    checkpoint,
+    effective,
+    group,
+    identity,
+    meter,
+    profiled,
+    telemetry,
+)
 from xdimo.train.failure import LossNotFinite
 from xdimo.train.record import SCHEMA, Record
-from xdimo.train.step import EAGER_STEPS, CapturedStep, Step, autocast
+from xdimo.train.step import EAGER_STEPS, CapturedStep, Step, captures
 
 
 def train(
@@ -44,11 +53,45 @@ def train(
             f"{EAGER_STEPS} steps, which must lie before the timed ones"
         )
     rank, device = _join(spec)
+    torch.backends.cuda.matmul.allow_tf32 = spec.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = spec.precision == "tf32"
+    before = _calibration(spec, device)  # with nothing of the run on the device yet
+    with Record(folder / "log.jsonl" if rank == 0 else None) as record:
+        steps = _steps(
+            record,
+            spec,
+            rank,
+            device,
+            before,
+            data=data,
+            videos=videos,
+            vae_weights=vae_weights,
+            folder=folder,
+            resume=resume,
+        )
+        _record_calibration(record, "after", _calibration(spec, device))
+        record.write("footer", steps=steps, wall_s=time.perf_counter() - started)
+    group.leave()
+
+
+def _steps(
+    record: Record,
+    spec: RunSpec,
+    rank: int,
+    device: torch.device,
+    before: list[dict[str, Any]],
+    *,
+    data: Path,
+    videos: Path | None,
+    vae_weights: Path | None,
+    folder: Path,
+    resume: Path | None,
+) -> int:
+    """The steps and what is recorded of them; how many. What they had on the device is freed."""
     torch.manual_seed(spec.seed)  # the same weights on every rank
     # Noise differs by rank, and again by repeat: repeats have seeds of their own.
     generator = torch.Generator(device).manual_seed(spec.seed * 1000 + rank)
-    torch.backends.cuda.matmul.allow_tf32 = spec.precision == "tf32"
-    torch.backends.cudnn.allow_tf32 = spec.precision == "tf32"
+    graphs_before = effective.compiled_graphs()
 
     model, ema = build(spec).to(device), build(spec).to(device).requires_grad_(False)
     ema.load_state_dict(model.state_dict())
@@ -62,81 +105,104 @@ def train(
         dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
         vae = load_vae(spec.vae, vae_weights, device, dtype, compiled=captures(spec))
     last = spec.steps.warmup + spec.steps.timed
-    batches = iter(
-        clips.loader(spec, rank=rank, first_step=done, steps=last - done, data=data, videos=videos)
-    )
+    steps = last - done + profiled.batches(spec)
+    loader = clips.loader(spec, rank=rank, first_step=done, steps=steps, data=data, videos=videos)
+    batches = iter(loader)
     take_step = stepper(spec, state, ddp, diffusion, vae)
-    clock = telemetry.Clock(device)
-    meter = telemetry.StepMeter(clock)
+    clock = meter.Clock(device)
+    timer = meter.StepMeter(clock)
     window_start = None
 
-    with Record(folder / "log.jsonl" if rank == 0 else None) as record:
-        _header(record, spec, model, device, folder, resumed_after=done if resume else None)
-        progress = tqdm(total=last, initial=done, unit="step", disable=rank != 0, mininterval=1)
-        for step in range(done + 1, last + 1):
-            timed = step > spec.steps.warmup
-            if step in (done + 1, spec.steps.warmup + 1):
-                _together(clock)  # every rank enters the window at once, its device idle
-                if step == spec.steps.warmup + 1:
-                    window_start = time.perf_counter()
-                meter.start()
+    gpus = group.everyone(group.device_name(device))
+    settings = effective.at_start(spec, model, device)
+    _header(record, spec, gpus, settings, folder, resumed_after=done if resume else None)
+    effective.check(spec, settings)
+    _record_calibration(record, "before", before)
+    progress = tqdm(total=last, initial=done, unit="step", disable=rank != 0, mininterval=1)
+    for step in range(done + 1, last + 1):
+        timed = step > spec.steps.warmup
+        if step in (done + 1, spec.steps.warmup + 1):
+            clock.together()  # every rank enters the window at once, its device idle
+            if step == spec.steps.warmup + 1:
+                window_start = time.monotonic()
+            timer.start()
 
-            # data
-            waited = time.perf_counter()
-            batch = next(batches)
-            waited = time.perf_counter() - waited
+        # data
+        waited = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - waited
 
-            # forward, backward, optimizer, average
-            loss, grad_norm = take_step(batch, step >= spec.optimizer.clip_from_step)
+        # forward, backward, optimizer, average
+        loss, grad_norm = take_step(batch, step >= spec.optimizer.clip_from_step)
 
-            # log
-            fields = {
-                "step": step,
-                "phase": "timed" if timed else "warmup",
-                "data_wait_s": waited,
-                "lr": spec.optimizer.learning_rate,
-                "epoch": int(batch["epoch"]),
-            }
-            meter.step(fields, loss, grad_norm)
-            _log_steps(record, meter.finished(), progress)
-            if spec.steps.checkpoint_every and step % spec.steps.checkpoint_every == 0:
-                began = time.perf_counter()
-                checkpoint.save(folder / "checkpoint.pt", spec.hash, step, state)
-                record.write("checkpoint", step=step, seconds=time.perf_counter() - began)
+        # log
+        fields = {
+            "step": step,
+            "phase": "timed" if timed else "warmup",
+            "data_wait_s": waited,
+            "lr": spec.optimizer.learning_rate,
+            "epoch": int(batch["epoch"]),
+        }
+        timer.step(fields, loss, grad_norm)
+        _log_steps(record, timer.finished(), progress)
+        if spec.steps.checkpoint_every and step % spec.steps.checkpoint_every == 0:
+            began = time.perf_counter()
+            checkpoint.save(folder / "checkpoint.pt", spec.hash, step, state)
+            record.write("checkpoint", step=step, seconds=time.perf_counter() - began)
 
-        _together(clock)  # the one synchronisation at the window's far edge
-        if window_start is not None:
-            record.write(
-                "window",
-                phase="timed",
-                first_step=spec.steps.warmup + 1,
-                last_step=last,
-                wall_s=time.perf_counter() - window_start,
+    clock.together()  # the one synchronisation at the window's far edge
+    if window_start is not None:
+        window_end = time.monotonic()
+        record.write(
+            "window",
+            phase="timed",
+            first_step=spec.steps.warmup + 1,
+            last_step=last,
+            wall_s=window_end - window_start,
+        )
+        for sample in telemetry.within(folder / telemetry.FILE, window_start, window_end):
+            record.write("telemetry", **sample)
+    _log_steps(record, timer.finished(wait=True), progress)
+    progress.close()
+    for other, fields in enumerate(group.everyone(meter.memory(device))):
+        record.write("memory", rank=other, **fields)
+
+    if last > done:
+        operators: list[Any] = []
+        if spec.steps.profiled:
+            clips_norm = last >= spec.optimizer.clip_from_step
+            ledger, operators = profiled.window(
+                take_step, batches, spec.steps.profiled, clips_norm, clock, keep=rank == 0
             )
-        _log_steps(record, meter.finished(wait=True), progress)
-        progress.close()
-        for other, fields in enumerate(_everyone(telemetry.memory(device))):
-            record.write("memory", rank=other, **fields)
-        record.write("footer", steps=last - done, wall_s=time.perf_counter() - started)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+            if ledger:
+                record.write("ledger", **ledger)
+            elif rank == 0:
+                print("no ledger: the profiler saw no kernels (KINETO_LOG_LEVEL=1 says why)")
+        settings = effective.after_steps(
+            settings,
+            device=device,
+            gpus=gpus,
+            made_from=loader.dataset,
+            batch=batch,
+            take_step=take_step,
+            compiled_graphs=effective.compiled_graphs() - graphs_before,
+            operators=operators,
+        )
+        record.write("effective", **settings)
+        effective.check(spec, settings)
+    return last - done
 
 
 def _join(spec: RunSpec) -> tuple[int, torch.device]:
-    """This process's rank and device; joins the group that torchrun started."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world != spec.gpus:
-        raise UserError(f"{world} processes for a run of {spec.gpus}: start it with xdimo launch")
-    rank, local = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local) if spec.device == "cuda" else torch.device("cpu")
-    if spec.device == "cuda":
-        torch.cuda.set_device(device)
+    """This process's rank and device, in a group of as many as the spec has GPUs."""
+    if group.world() != spec.gpus:
+        raise UserError(
+            f"{group.world()} processes for a run of {spec.gpus}: start it with xdimo launch"
+        )
     if captures(spec):
         # Its watchdog asks events of the captured collectives, which are never there.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
-    if world > 1:
-        dist.init_process_group("nccl" if spec.device == "cuda" else "gloo")
-    return rank, device
+    return group.join(spec.device)
 
 
 def build(spec: RunSpec) -> Latte:
@@ -156,10 +222,6 @@ def stepper(spec: RunSpec, *parts: Any) -> Step | CapturedStep:
     """Captured where the implementation never makes the host wait; ``parts``: those of Step."""
     step = Step(spec, *parts)
     return CapturedStep(step) if captures(spec) else step
-
-
-def captures(spec: RunSpec) -> bool:
-    return spec.implementation != "reference" and spec.device == "cuda"
 
 
 def _optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
@@ -182,22 +244,6 @@ def _distributed(spec: RunSpec, model: nn.Module, device: torch.device) -> nn.Mo
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
 
-def _together(clock: telemetry.Clock) -> None:
-    clock.synchronize()
-    if dist.is_initialized():
-        dist.barrier()
-        clock.synchronize()
-
-
-def _everyone(value: Any) -> list[Any]:
-    """``value`` of every rank, in rank order, on every rank."""
-    if not dist.is_initialized():
-        return [value]
-    values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
 def _log_steps(record: Record, steps: list[dict[str, Any]], progress: Any) -> None:
     for fields in steps:
         record.write("step", **fields)
@@ -210,17 +256,27 @@ def _log_steps(record: Record, steps: list[dict[str, Any]], progress: Any) -> No
             )
 
 
+def _calibration(spec: RunSpec, device: torch.device) -> list[dict[str, Any]]:
+    """Each rank's rates; none where the spec wants no calibration."""
+    if not spec.calibrate:
+        return []
+    products = calibrate.model_products(spec.model, spec.clips_per_gpu * spec.tokens_per_clip)
+    return group.everyone(calibrate.measure(device, spec.precision, products))
+
+
+def _record_calibration(record: Record, when: str, rates: list[dict[str, Any]]) -> None:
+    for rank, fields in enumerate(rates):
+        record.write("calibration", when=when, rank=rank, **fields)
+
+
 def _header(
     record: Record,
     spec: RunSpec,
-    model: Latte,
-    device: torch.device,
+    gpus: list[str],
+    settings: dict[str, Any],
     folder: Path,
     resumed_after: int | None,
 ) -> None:
-    cuda = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if cuda else identity.processor()
-    effective = _effective(spec, model, device)
     record.write(
         "header",
         schema=SCHEMA,
@@ -232,48 +288,9 @@ def _header(
         job=identity.job(),
         code=identity.code_identity(),
         versions=identity.versions(),
-        devices=_everyone(name),
+        devices=gpus,
         declared=spec.to_json(),
-        effective=effective,
+        effective=settings,
         seed=spec.seed,
         resumed_after=resumed_after,
     )
-    declared = {
-        "precision": spec.precision,
-        "experts": spec.model.experts,
-        "top_k": spec.model.top_k,
-        "world_size": spec.gpus,
-        "implementation": spec.implementation,
-    }
-    for key, value in declared.items():
-        if effective[key] != value:
-            raise UserError(f"{key}: the spec says {value}, the run does {effective[key]}")
-
-
-def _effective(spec: RunSpec, model: Latte, device: torch.device) -> dict[str, Any]:
-    """Settings as the objects that do the work have them.
-
-    Batch, data and VAE stand as the spec has them: the loader is built from it and refuses data of
-    another name, and the VAE's weights are held to their hash where they are loaded.
-    """
-    counts = [p.numel() for p in model.parameters()]
-    trainable = [p.numel() for p in model.parameters() if p.requires_grad]
-    block = model.blocks[0]
-    with autocast(spec):
-        probe = torch.ones(8, 8, device=device)
-        dtype = (probe @ probe).dtype
-    tf32 = device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
-    precision = {torch.bfloat16: "bf16", torch.float32: "tf32" if tf32 else "fp32"}[dtype]
-    return {
-        "parameters": sum(counts),
-        "trainable_parameters": sum(trainable),
-        "precision": precision,
-        "experts": 1 if block.dense else len(block.experts),
-        "top_k": block.top_k,
-        "world_size": dist.get_world_size() if dist.is_initialized() else 1,
-        "clips_per_gpu": spec.clips_per_gpu,
-        "data_mode": spec.data.mode,
-        "dataset": spec.data.dataset,
-        "implementation": model.implementation,
-        "vae": spec.vae.id,
-    }

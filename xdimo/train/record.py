@@ -1,11 +1,22 @@
 """log.jsonl: what a run measured, one JSON object a line, written by rank 0.
 
 header       what ran: spec hash, code, versions, devices, declared and effective settings
+calibration  when (before or after the steps), rank, TFLOP/s of a large product and of the model's
+             own, GB/s of a copy (read and written) and of an all-reduce (null: one rank)
 step         step, phase (warmup or timed), step_s, data_wait_s, loss, grad_norm, lr, epoch; loss is
              rank 0's own, grad_norm that of the averaged gradient
 checkpoint   step, seconds it took (inside the timed window it counts as a stall)
 window       the timed steps: first_step, last_step, wall_s between two device synchronisations
+telemetry    one a card and sample of the window: t_s since its start, clocks, power, temperature,
+             what holds the clock down, uncorrected ECC errors since the driver came up, processes
+             that are not the run's, other cards of the host at work, its load, links; null: NVML
+             keeps it to itself
 memory       one a rank: GiB allocated and reserved, now and at peak; the device's; host at peak
+ledger       shares of the step's parts on rank 0, and step_s, under the profiler; source: steps
+             after the window
+effective    settings once more, with what only the steps could show: gpus, matmul_dtype (of most
+             FLOPs), matmul_flops (shares by type), compiled, captured, checkpointing; null: not
+             seen
 footer       steps, wall_s: nothing follows
 """
 

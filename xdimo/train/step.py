@@ -1,7 +1,7 @@
 """One optimizer step, run as it stands or captured once and replayed."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -33,25 +33,29 @@ class Step:
     ) -> None:
         self.spec, self.state, self.ddp, self.diffusion, self.vae = spec, state, ddp, diffusion, vae
         self.parameters = [p for p in state.model.parameters() if p.requires_grad]
+        # Encloses each part of a step; a profiler gives them names.
+        self.part: Callable[[str], AbstractContextManager[Any]] = lambda name: nullcontext()
 
     def __call__(self, batch: dict[str, Any], clips_norm: bool) -> tuple[Tensor, Tensor]:
         spec, state = self.spec, self.state
-        latents = clips.to_latents(batch, self.vae, spec.vae.scaling_factor, state.generator)
+        with self.part("other" if self.vae is None else "vae"):
+            latents = clips.to_latents(batch, self.vae, spec.vae.scaling_factor, state.generator)
 
-        # forward and backward
-        with autocast(spec):
+        with self.part("forward"), autocast(spec):
             loss = self.diffusion.loss(self.ddp, latents, state.generator)["loss"]
-        loss.backward()
 
-        # clip
-        grad_norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        if clips_norm:
-            nn.utils.clip_grads_with_norm_(self.parameters, spec.optimizer.clip_norm, grad_norm)
+        with self.part("backward"):
+            loss.backward()
 
-        # step
-        state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
-        _average(state.ema, state.model, spec.optimizer.ema_decay)
+        with self.part("optimizer"):
+            grads = [p.grad for p in self.parameters if p.grad is not None]
+            grad_norm = nn.utils.get_total_norm(grads)
+            if clips_norm:
+                limit = spec.optimizer.clip_norm
+                nn.utils.clip_grads_with_norm_(self.parameters, limit, grad_norm)
+            state.optimizer.step()
+            state.optimizer.zero_grad(set_to_none=True)
+            _average(state.ema, state.model, spec.optimizer.ema_decay)
         return loss.detach(), grad_norm
 
 
@@ -63,18 +67,13 @@ class CapturedStep:
 
     def __init__(self, step: Step) -> None:
         self.step = step
-        self.taken = 0
+        self.taken = self.replays = 0
         self.stream = torch.cuda.Stream()
         self.buffers: dict[str, Tensor] = {}
         self.graphs: dict[bool, tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]]] = {}
 
     def __call__(self, batch: dict[str, Any], clips_norm: bool) -> tuple[Tensor, Tensor]:
-        tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
-        if not self.buffers:
-            device = self.step.state.generator.device
-            self.buffers = {key: value.to(device) for key, value in tensors.items()}
-        for key, value in tensors.items():
-            self.buffers[key].copy_(value, non_blocking=True)
+        self._take(batch)
         self.taken += 1
         if self.taken <= EAGER_STEPS:
             return self._on_side_stream(clips_norm)
@@ -82,7 +81,24 @@ class CapturedStep:
             self.graphs[clips_norm] = self._capture(clips_norm)
         graph, results = self.graphs[clips_norm]
         graph.replay()
+        self.replays += 1
         return results
+
+    def uncaptured(self, batch: dict[str, Any], clips_norm: bool) -> tuple[Tensor, Tensor]:
+        """The step as it stands, for a profiler. The graphs are gone after it: memory for one."""
+        self.graphs.clear()
+        torch.cuda.empty_cache()
+        self._take(batch)
+        return self._on_side_stream(clips_norm)
+
+    def _take(self, batch: dict[str, Any]) -> None:
+        """Copies a batch to where the step reads it."""
+        tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
+        if not self.buffers:
+            device = self.step.state.generator.device
+            self.buffers = {key: value.to(device) for key, value in tensors.items()}
+        for key, value in tensors.items():
+            self.buffers[key].copy_(value, non_blocking=True)
 
     def _on_side_stream(self, clips_norm: bool) -> tuple[Tensor, Tensor]:
         """DDP must not have seen the default stream when a step of its is captured."""
@@ -101,6 +117,11 @@ class CapturedStep:
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             results = self.step(self.buffers, clips_norm)
         return graph, results
+
+
+def captures(spec: RunSpec) -> bool:
+    """Whether the step is compiled and captured: its implementation never makes the host wait."""
+    return spec.implementation != "reference" and spec.device == "cuda"
 
 
 def autocast(spec: RunSpec) -> Any:

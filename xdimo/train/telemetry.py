@@ -1,102 +1,175 @@
-"""Time and memory, read without making the loop wait for the device."""
+"""The cards' own account of a run, from NVML, sampled by the run's parent so that no rank pays.
 
-import resource
+The parent appends a line a card and sample to ``telemetry.jsonl`` beside the log; when the timed
+window is over, rank 0 takes the samples of that window into the log. Both read the same clock of
+the host (time.monotonic). A figure that a card, a driver or a container keeps to itself is None.
+"""
+
+import json
+import os
 import time
-from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
-import torch
-from torch import Tensor
+import pynvml
 
-GIB = 1024**3
+FILE = "telemetry.jsonl"
+PERIOD_S = 0.5
 
-
-class Clock:
-    """Marks on the device's own timeline; on a CPU, the host's clock."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.cuda = device.type == "cuda"
-
-    def mark(self) -> Any:
-        if not self.cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def seconds(self, start: Any, end: Any) -> float:
-        """Seconds from one mark to another; both must have been reached."""
-        return start.elapsed_time(end) / 1e3 if self.cuda else end - start
-
-    def reached(self, mark: Any) -> bool:
-        return mark.query() if self.cuda else True
-
-    def synchronize(self) -> None:
-        if self.cuda:
-            torch.cuda.synchronize(self.device)
+# What holds a clock down (bits of NVML's "clocks event reasons"); an idle card is not throttled.
+THROTTLES = {
+    0x2: "applications_clocks_setting",
+    0x4: "sw_power_cap",
+    0x8: "hw_slowdown",
+    0x10: "sync_boost",
+    0x20: "sw_thermal_slowdown",
+    0x40: "hw_thermal_slowdown",
+    0x80: "hw_power_brake_slowdown",
+    0x100: "display_clock_setting",
+}
 
 
-@dataclass
-class _Step:
-    fields: dict[str, Any]  # known on the host
-    start: Any
-    end: Any
-    values: Tensor  # on its way from the device to the host
-    copied: Any
+@contextmanager
+def sampling(uuids: list[str], path: Path) -> Iterator[None]:
+    """While inside, ``path`` grows by one line a card of the run, each PERIOD_S.
+
+    ``uuids``: of the run's cards in the order of its ranks, as NVML has them ("GPU-..."); none: a
+    CPU's run, without telemetry. The run's own processes are children of this one.
+    """
+    if not uuids:
+        print("no telemetry: the run uses no GPU", flush=True)
+        yield
+        return
+    over = Event()
+    thread = Thread(target=_sample, args=(uuids, path, over), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=10 * PERIOD_S)
 
 
-class StepMeter:
-    """Collects each step's time and scalars; hands them out once the device has passed them."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self._pending: deque[_Step] = deque()
-        self._last: Any = None
-
-    def start(self) -> None:
-        """The next step begins here (not where the one before ended)."""
-        self._last = self.clock.mark()
-
-    def step(self, fields: dict[str, Any], loss: Tensor, grad_norm: Tensor) -> None:
-        """A step ended: it lasted from the mark before to this one."""
-        end = self.clock.mark()
-        values = torch.stack([loss.detach().float(), grad_norm.detach().float()])
-        values = values.to("cpu", non_blocking=self.clock.cuda)
-        self._pending.append(_Step(fields, self._last, end, values, self.clock.mark()))
-        self._last = end
-
-    def finished(self, wait: bool = False) -> list[dict[str, Any]]:
-        """Steps the device has completed since the last call, in order; ``wait`` for all."""
-        if wait:
-            self.clock.synchronize()
-        done = []
-        while self._pending and self.clock.reached(self._pending[0].copied):
-            step = self._pending.popleft()
-            loss, grad_norm = step.values.tolist()
-            seconds = self.clock.seconds(step.start, step.end)
-            done.append({**step.fields, "step_s": seconds, "loss": loss, "grad_norm": grad_norm})
-        return done
+def _sample(uuids: list[str], path: Path, over: Event) -> None:
+    try:
+        pynvml.nvmlInit()
+        cards = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]
+        others = _other_cards(uuids)
+    except pynvml.NVMLError as error:
+        print(f"no telemetry: NVML says: {error}", flush=True)
+        return
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            while not over.is_set():
+                began = time.monotonic()
+                host = {
+                    "host_gpus_busy": sum(map(busy, others)),
+                    "host_load": os.getloadavg()[0],
+                }
+                for gpu, card in enumerate(cards):
+                    line = {"monotonic_s": began, "gpu": gpu, **figures(card), **host}
+                    file.write(json.dumps(line) + "\n")
+                file.flush()
+                over.wait(max(0.0, began + PERIOD_S - time.monotonic()))
+    finally:
+        pynvml.nvmlShutdown()
 
 
-def memory(device: torch.device) -> dict[str, float | None]:
-    """GiB of this rank. Device figures are None on a CPU; ``host_peak_gib`` is resident memory."""
-    fields: dict[str, float | None] = {
-        "allocated_gib": None,
-        "reserved_gib": None,
-        "peak_allocated_gib": None,
-        "peak_reserved_gib": None,
-        "device_gib": None,
-        # Linux counts ru_maxrss in KiB.
-        "host_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2,
+def _other_cards(uuids: Collection[str]) -> list[Any]:
+    cards = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+    return [card for card in cards if pynvml.nvmlDeviceGetUUID(card) not in uuids]
+
+
+def figures(card: Any) -> dict[str, Any]:
+    """What NVML says of one card now, as the fields of a telemetry event."""
+    milliwatts = _ask(pynvml.nvmlDeviceGetPowerUsage, card)
+    reasons = _ask(pynvml.nvmlDeviceGetCurrentClocksEventReasons, card)
+    processes = _ask(pynvml.nvmlDeviceGetComputeRunningProcesses, card)
+    return {
+        "sm_mhz": _ask(pynvml.nvmlDeviceGetClockInfo, card, pynvml.NVML_CLOCK_SM),
+        "memory_mhz": _ask(pynvml.nvmlDeviceGetClockInfo, card, pynvml.NVML_CLOCK_MEM),
+        "power_w": None if milliwatts is None else milliwatts / 1000,
+        "temperature_c": _ask(pynvml.nvmlDeviceGetTemperature, card, pynvml.NVML_TEMPERATURE_GPU),
+        "throttle": None if reasons is None else throttles(reasons),
+        # Uncorrected ones since the driver was loaded.
+        "ecc_errors": _ask(
+            pynvml.nvmlDeviceGetTotalEccErrors,
+            card,
+            pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
+            pynvml.NVML_VOLATILE_ECC,
+        ),
+        "other_processes": None
+        if processes is None
+        else strangers([process.pid for process in processes], _is_ours),
+        "pcie_gen": _ask(pynvml.nvmlDeviceGetCurrPcieLinkGeneration, card),
+        "pcie_width": _ask(pynvml.nvmlDeviceGetCurrPcieLinkWidth, card),
+        "nvlink_active": _nvlinks(card),
     }
-    if device.type == "cuda":
-        fields |= {
-            "allocated_gib": torch.cuda.memory_allocated(device) / GIB,
-            "reserved_gib": torch.cuda.memory_reserved(device) / GIB,
-            "peak_allocated_gib": torch.cuda.max_memory_allocated(device) / GIB,
-            "peak_reserved_gib": torch.cuda.max_memory_reserved(device) / GIB,
-            "device_gib": torch.cuda.get_device_properties(device).total_memory / GIB,
-        }
-    return fields
+
+
+def throttles(reasons: int) -> list[str]:
+    """Names of the bits that are set."""
+    return [name for bit, name in THROTTLES.items() if reasons & bit]
+
+
+def strangers(pids: list[int], is_ours: Callable[[int], bool]) -> int | None:
+    """How many of a card's processes are not the run's own.
+
+    In a container NVML may number processes as the host does, so that none is known as ours: then
+    one of them, our rank, is taken off. It may also list none at all, not even ours: not known.
+    """
+    if not pids:
+        return None
+    return len(pids) - max(sum(map(is_ours, pids)), 1)
+
+
+def _is_ours(pid: int) -> bool:
+    """Whether a process is this one or descends from it."""
+    while pid > 1 and pid != os.getpid():
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:  # no such process here
+            return False
+        pid = int(stat.rpartition(")")[2].split()[1])  # its parent's
+    return pid == os.getpid()
+
+
+def busy(card: Any) -> bool:
+    """Whether a card has a compute process on it, or works."""
+    rates = _ask(pynvml.nvmlDeviceGetUtilizationRates, card)
+    at_work = rates is not None and rates.gpu > 0
+    return bool(at_work or _ask(pynvml.nvmlDeviceGetComputeRunningProcesses, card))
+
+
+def _nvlinks(card: Any) -> int | None:
+    """NVLinks that are up; None where the card has none."""
+    states = []
+    for link in range(pynvml.NVML_NVLINK_MAX_LINKS):
+        state = _ask(pynvml.nvmlDeviceGetNvLinkState, card, link)
+        if state is None:  # no such link
+            break
+        states.append(state)
+    return sum(states) if states else None
+
+
+def _ask(function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except pynvml.NVMLError:
+        return None
+
+
+def within(path: Path, start_s: float, end_s: float) -> Iterator[dict[str, Any]]:
+    """Samples between two readings of time.monotonic; ``t_s`` is since the first."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n"):  # it is being written
+            return
+        sample = json.loads(line)
+        taken_s = sample.pop("monotonic_s")
+        if start_s <= taken_s <= end_s:
+            yield {"t_s": taken_s - start_s, **sample}
