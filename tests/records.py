@@ -55,14 +55,20 @@ def write_run(
     devices: list[str] | None = None,
     code: dict[str, Any] = CODE,
     effective: dict[str, Any] | None = None,
+    factors: list[float] | None = None,
+    events: list[dict[str, Any]] | None = None,
 ) -> Path:
-    """One ended attempt, and the run's own run.json where the outcome is an answer."""
+    """One ended attempt, and the run's own run.json where the outcome is an answer.
+
+    ``factors``: of each step's time. ``events``: stand before the footer.
+    """
     spec = spec_of(bench, run)
     folder = Path(bench.runs_folder) / run
     write_json(folder / "spec.json", spec.to_json())
     inside = folder / "attempts" / str(attempt)
     inside.mkdir(parents=True)
-    lines = log_lines(spec, step_s, devices, code, effective or {})
+    lines = log_lines(spec, step_s, devices, code, effective or {}, factors)
+    lines[-1:-1] = events or []
     if outcome != "ok":
         lines = lines[:6]
     log = "".join(json.dumps(line) + "\n" for line in lines)
@@ -96,6 +102,7 @@ def log_lines(
     devices: list[str] | None,
     code: dict[str, Any],
     effective: dict[str, Any],
+    factors: list[float] | None = None,
 ) -> list[dict[str, Any]]:
     noise = random.Random(spec.run)
     counts = parameters(
@@ -144,9 +151,12 @@ def log_lines(
             "grad_norm": 0.4,
             "lr": 1e-4,
             "epoch": 0,
+            "kind": "eager",
         }
         for step in range(1, last + 1)
     ]
+    for step, factor in zip(steps, factors or [], strict=False):
+        step["step_s"] *= factor
     wall_s = 1.01 * sum(step["step_s"] for step in steps[warmup:])
     window = {
         "event": "window",

@@ -12,13 +12,15 @@ from xdimo.files import read_json
 from xdimo.measure.metrics import derive
 from xdimo.measure.records import Attempt, Record, attempts, outcome_path, read_run
 from xdimo.measure.repeats import Spread, spread
+from xdimo.measure.throughput import unsteady_text
 from xdimo.spec import as_planned, plan, read_spec
 
 
 @dataclass(frozen=True)
 class Run:
     """``state``: an outcome of run.json, or pending, started, changed (the config is another
-    since), unplanned (the config has no such run) or refused (its record cannot be trusted).
+    since), unplanned (the config has no such run), refused (its record cannot be trusted) or
+    unsteady (its steps never settled, so it has no throughput).
 
     Only a run in state ``ok`` has figures that tables use.
     """
@@ -167,6 +169,9 @@ def _run(bench: Bench, hardware: Hardware, folder: Path, name: str, dataset: str
     if changed:
         return Run(name, folder, "changed", changed, record, attempts=tried)
     metrics = derive(record, hardware)
+    if metrics.get("unsteady"):
+        note = unsteady_text(metrics)
+        return Run(name, folder, "unsteady", note, record, metrics, tried)
     return Run(name, folder, record.run.outcome, record.run.reason, record, metrics, tried)
 
 

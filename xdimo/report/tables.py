@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from os.path import relpath
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
@@ -16,13 +17,15 @@ from xdimo.report.words import Words
 from xdimo.spec import ModelSpec, model_spec
 
 COLUMNS = ["hardware", "parameters", "memory", "peak", "throughput", "mfu", "speedup"]
-NOTED = ("started", "changed", "refused", "disabled")  # states whose own words hold the reason
+# States whose own words hold the reason.
+NOTED = ("started", "changed", "refused", "unsteady", "disabled")
 RUNS_COLUMNS = [
     "run",
     "state",
     "attempt",
     "host",
     "samples_per_s",
+    "ci95_run",
     "step_ms",
     "memory",
     "data_wait",
@@ -239,18 +242,27 @@ def _run_row(survey: Survey, run: Run, words: Words) -> list[str]:
     state = "; ".join([state_text(run.state, run.note, words), *_earlier(run, words)])
     outcome = run.record.run if run.record else None
     who = [str(outcome.attempt), outcome.host] if outcome else ["", ""]
-    values = [""] * 5
+    values = [""] * 6
     if run.state == "ok" and run.metrics:
         metrics = run.metrics
         loss = [figures.number(metrics[key], words) for key in ("loss_start", "loss_end")]
         values = [
             figures.number(metrics["samples_per_s"], words),
+            _interval(metrics, words),
             figures.number(1000 * metrics["median_step_s"], words),
             figures.memory(metrics, words),
             figures.percent(metrics["data_wait_share"], words),
             " → ".join(loss),
         ]
     return [f"`{run.name}`", state, *who, *values, _link(survey.folder, run)]
+
+
+def _interval(metrics: dict[str, Any], words: Words) -> str:
+    """Of one run's samples/s, or why it has none."""
+    interval, short = metrics["samples_per_s_ci95"], metrics["window_too_short"]
+    if interval:
+        return figures.interval(interval[0], interval[1], words)
+    return words("too_short", n=short["n"], tau=f"{short['tau']:.1f}")
 
 
 def _earlier(run: Run, words: Words) -> Iterable[str]:

@@ -96,6 +96,7 @@ def train(
                 "data_wait_s": waited,
                 "lr": spec.optimizer.learning_rate,
                 "epoch": int(batch["epoch"]),
+                "kind": take_step.kind,
             }
             meter.step(fields, loss, grad_norm)
             _log_steps(record, meter.finished(), progress)

@@ -1,9 +1,9 @@
 """log.jsonl: what a run measured, one JSON object a line, written by rank 0.
 
 header       what ran: spec hash, code, versions, devices, declared and effective settings
-step         step, phase (warmup or timed), step_s, data_wait_s, loss, grad_norm, lr, epoch; loss is
-             rank 0's own, grad_norm that of the averaged gradient
-checkpoint   step, seconds it took (inside the timed window it counts as a stall)
+step         step, phase (warmup or timed), step_s, data_wait_s, loss, grad_norm, lr, epoch, kind
+             (eager, capture or replay); loss is rank 0's own, grad_norm of the averaged gradient
+checkpoint   step, seconds it took: they lie in the next step's time
 window       the timed steps: first_step, last_step, wall_s between two device synchronisations
 memory       one a rank: GiB allocated and reserved, now and at peak; the device's; host at peak
 footer       steps, wall_s: nothing follows

@@ -33,6 +33,7 @@ class Step:
     ) -> None:
         self.spec, self.state, self.ddp, self.diffusion, self.vae = spec, state, ddp, diffusion, vae
         self.parameters = [p for p in state.model.parameters() if p.requires_grad]
+        self.kind = "eager"
 
     def __call__(self, batch: dict[str, Any], clips_norm: bool) -> tuple[Tensor, Tensor]:
         spec, state = self.spec, self.state
@@ -67,6 +68,7 @@ class CapturedStep:
         self.stream = torch.cuda.Stream()
         self.buffers: dict[str, Tensor] = {}
         self.graphs: dict[bool, tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]]] = {}
+        self.kind = "eager"  # of the last step taken: eager, capture or replay
 
     def __call__(self, batch: dict[str, Any], clips_norm: bool) -> tuple[Tensor, Tensor]:
         tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
@@ -78,6 +80,7 @@ class CapturedStep:
         self.taken += 1
         if self.taken <= EAGER_STEPS:
             return self._on_side_stream(clips_norm)
+        self.kind = "replay" if clips_norm in self.graphs else "capture"
         if clips_norm not in self.graphs:
             self.graphs[clips_norm] = self._capture(clips_norm)
         graph, results = self.graphs[clips_norm]
