@@ -8,12 +8,12 @@ import pandas as pd
 from xdimo.config import Hardware
 from xdimo.errors import UserError
 from xdimo.files import write_json
+from xdimo.measure import ceiling, telemetry
+from xdimo.measure.claims import TERA
 from xdimo.measure.records import Log, Record, read_run
 from xdimo.measure.throughput import throughput
-from xdimo.model.flops import model_flops
+from xdimo.model.flops import FORMULA, model_flops
 from xdimo.spec import RunSpec
-
-TERA = 1e12
 
 
 def derive(record: Record, hardware: Hardware) -> dict[str, Any]:
@@ -36,7 +36,12 @@ def derive(record: Record, hardware: Hardware) -> dict[str, Any]:
     if run.outcome == "ok" and record.log is not None:
         speed = throughput(record.log, spec.global_batch, spec.tokens_per_clip)
         metrics |= speed | _memory(record.log) | _loss(record.log)
+        metrics |= ceiling.ceiling(record.log.calibrations) | ceiling.ledger(record.log.ledger)
         metrics |= _utilisation(record.log, spec, hardware, speed["samples_per_s"])
+        metrics["mfu_measured"] = _share(
+            metrics["model_tflops_per_s"], spec.gpus, metrics["gemm_tflops"]
+        )
+        metrics |= telemetry.telemetry(record.log.telemetry, speed["samples_per_s"])
         metrics["flags"] = _flags(record, hardware, metrics)
     return metrics
 
@@ -107,6 +112,8 @@ def _utilisation(
         "peak_tensor_tflops": tensor,
         "peak_tensor_dtype": dtype,
         "peak_declared_tflops": declared,
+        "implementation": log.header.effective.implementation,
+        "flops_formula": FORMULA,
         "model_flops_per_sample": flops.training,
         "model_tflops_per_s": tflops_per_s,
         "mfu_tensor": _share(tflops_per_s, spec.gpus, tensor),
@@ -135,6 +142,7 @@ def _flags(record: Record, hardware: Hardware, metrics: dict[str, Any]) -> list[
         flags.append(f"not the target's card: {metrics['device']}")
     if metrics["timed_steps"] != spec.steps.timed:
         flags.append(f"window shorter than asked: {metrics['timed_steps']}/{spec.steps.timed}")
+    flags += telemetry.flags(metrics) + ceiling.flags(metrics)
     if record.run.code.dirty:
         flags.append("code dirty")
     return flags

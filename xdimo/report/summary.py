@@ -10,9 +10,10 @@ import pandas as pd
 
 from xdimo.config import Bench, Hardware
 from xdimo.files import write_json, write_text
-from xdimo.measure.metrics import TERA
+from xdimo.measure import claims
+from xdimo.measure.claims import TERA
 from xdimo.model.flops import model_flops, parameters, tokens_per_frame
-from xdimo.report import PLOTS, export, figures, history, provenance, tables
+from xdimo.report import PLOTS, export, figures, provenance, tables
 from xdimo.report.cells import CellState, Survey, survey
 from xdimo.report.words import Words
 
@@ -52,7 +53,7 @@ def render(
     ``xdimo keep`` wrote, read instead of the config's own runs.
     """
     view = survey(bench, hardware, records)
-    past = history.read(Path(bench.history)) if Path(bench.history).exists() else []
+    past = claims.read(Path(bench.history)) if Path(bench.history).exists() else []
     cells = [export.cell_data(view, cell) for cell in view.cells.values()]
     return Summary(
         en=_document(view, past, config_path, Words("en")),
@@ -70,7 +71,7 @@ def write(summary: Summary, folder: Path) -> None:
     write_text(folder / "summary.md", summary.en)
 
 
-def _document(view: Survey, past: list[history.Row], config_path: str, words: Words) -> str:
+def _document(view: Survey, past: list[claims.Row], config_path: str, words: Words) -> str:
     bench = view.bench
     baselines = [view.cells[bench.baseline_cell(name).name] for name in bench.targets]
     best = [tables.best_or_baseline(view, name) for name in bench.targets]
@@ -151,7 +152,7 @@ def _plots(folder: Path, words: Words) -> Iterable[str]:
         yield words("no_plots")
 
 
-def _history(past: list[history.Row], folder: Path, words: Words) -> tables.Table:
+def _history(past: list[claims.Row], folder: Path, words: Words) -> tables.Table:
     table = tables.Table(HISTORY_COLUMNS)
     for row in past:
         text, claimed = row.text, row.text["claimed_mfu_percent"]

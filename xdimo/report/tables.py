@@ -136,6 +136,8 @@ def _once(cell: CellState, words: Words) -> tuple[str, str]:
 
 def _speedup(survey: Survey, name: str, over: str, words: Words) -> str:
     ratio = survey.speedup(name, over)
+    if axes := survey.differing(name, over):
+        return words("not_comparable", axes=", ".join(words(axis) for axis in axes))
     if ratio is None:
         return _waits(survey, name if survey.cells[name].metrics is None else over, words)
     suffix = f" ({words('baseline')})" if name == survey.bench.baseline else ""
@@ -207,19 +209,32 @@ def hours_table(survey: Survey, words: Words) -> Table:
 def cells_table(survey: Survey, config_path: str, words: Words) -> Table:
     """Every cell of the matrix: state, repeats, their spread, speedup and command."""
     table = Table(
-        ["cell", "state", "repeats", "samples_per_s", "range", "ci95", "speedup", "command"]
+        [
+            "cell",
+            "state",
+            "repeats",
+            "samples_per_s",
+            "range",
+            "ci95",
+            "cv",
+            "speedup",
+            "speedup_ci95",
+            "command",
+        ]
     )
     for name in survey.bench.cells:
         cell = survey.cells[name]
         spread = cell.samples_per_s
-        values = [words("unknown")] * 4
+        values = [words("unknown")] * 6
         if spread is not None:
             interval = spread.mean_ci95
             values = [
                 figures.number(spread.median, words),
                 figures.interval(spread.low, spread.high, words),
                 figures.interval(*interval, words) if interval else words("unknown"),
+                figures.percent(spread.cv, words),
                 _speedup(survey, name, survey.bench.baseline, words),
+                _ratios(survey.speedup_ci95(name, survey.bench.baseline), words),
             ]
         state = state_text(cell.state, cell.note, words)
         repeats = f"{len(cell.measured)} / {len(cell.runs)}"
@@ -285,8 +300,14 @@ def _link(folder: Path, run: Run) -> str:
     return f"[{path.name}]({Path(relpath(path, folder)).as_posix()})"
 
 
+def _ratios(interval: tuple[float, float] | None, words: Words) -> str:
+    if interval is None:
+        return words("unknown")
+    return " – ".join(figures.times(end) for end in interval)
+
+
 def flag_lines(survey: Survey, words: Words) -> list[str]:
-    """What a reader must know of single runs."""
+    """What a reader must know of single runs, and of cells whose repeats differ."""
     flagged: dict[str, list[str]] = {}
     for run in survey.runs:
         for flag in (run.metrics or {}).get("flags", []):
@@ -296,4 +317,8 @@ def flag_lines(survey: Survey, words: Words) -> list[str]:
         what, _, detail = flag.partition(": ")
         shown = words("with_reason", word=words(what), note=detail) if detail else words(what)
         lines.append(f"{', '.join(names)}: {shown}")
+    for cell in survey.cells.values():
+        if cell.samples_per_s and cell.samples_per_s.scattered:
+            share = figures.percent(cell.samples_per_s.cv, words)
+            lines.append(f"`{cell.cell.name}`: {words('scattered', cv=share)}")
     return lines
