@@ -162,6 +162,23 @@ def _same_batch(survey: Survey, cell: CellState, words: Words) -> str:
     return text if batch == cell.cell.clips_per_gpu else words("at", value=text, batch=batch)
 
 
+def run_link(survey: Survey, run: Run) -> str:
+    """The run's name, leading to its log."""
+    log = run.record.log if run.record else None
+    return f"[`{run.name}`]({_relative(survey.folder, log.path)})" if log else f"`{run.name}`"
+
+
+def cell_link(survey: Survey, cell: CellState) -> str:
+    """The cell's name, leading to the record of its median run."""
+    name = f"`{cell.cell.name}`"
+    log = cell.median.record.log if cell.median and cell.median.record else None
+    return f"[{name}]({_relative(survey.folder, log.path)})" if log else name
+
+
+def _relative(folder: Path, path: Path) -> str:
+    return Path(relpath(path, folder)).as_posix()
+
+
 def modes_table(survey: Survey, config_path: str, words: Words) -> Table:
     """Each target's baseline in both data modes; what is not measured has its command."""
     table = Table(["cell", "mode", "samples_per_s", "step_ms", "data_wait", "mfu", "command"])
@@ -171,7 +188,7 @@ def modes_table(survey: Survey, config_path: str, words: Words) -> Table:
             cell = survey.cells[name]
             table.rows.append(
                 [
-                    f"`{name}`",
+                    cell_link(survey, cell),
                     cell.cell.mode,
                     *_pace(cell, words),
                     f"`{command(survey.bench, name, config_path)}`",
@@ -202,7 +219,7 @@ def hours_table(survey: Survey, words: Words) -> Table:
             pace = metrics["steps_per_s"]
             hours = [steps / pace / 3600 for steps in (1e4, 1e6)]
             shown = [figures.number(value, words) for value in (pace, *hours)]
-            table.rows.append([f"`{name}`", *shown])
+            table.rows.append([cell_link(survey, survey.cells[name]), *shown])
     return table
 
 
@@ -234,12 +251,12 @@ def cells_table(survey: Survey, config_path: str, words: Words) -> Table:
                 figures.interval(*interval, words) if interval else words("unknown"),
                 figures.percent(spread.cv, words),
                 _speedup(survey, name, survey.bench.baseline, words),
-                _ratios(survey.speedup_ci95(name, survey.bench.baseline), words),
+                figures.ratios(survey.speedup_ci95(name, survey.bench.baseline), words),
             ]
         state = state_text(cell.state, cell.note, words)
         repeats = f"{len(cell.measured)} / {len(cell.runs)}"
         run = f"`{command(survey.bench, name, config_path)}`"
-        table.rows.append([f"`{name}`", state, repeats, *values, run])
+        table.rows.append([cell_link(survey, cell), state, repeats, *values, run])
     return table
 
 
@@ -297,13 +314,7 @@ def _link(folder: Path, run: Run) -> str:
     if run.record is None:
         return ""
     path = run.record.log.path if run.record.log else run.record.path
-    return f"[{path.name}]({Path(relpath(path, folder)).as_posix()})"
-
-
-def _ratios(interval: tuple[float, float] | None, words: Words) -> str:
-    if interval is None:
-        return words("unknown")
-    return " – ".join(figures.times(end) for end in interval)
+    return f"[{path.name}]({_relative(folder, path)})"
 
 
 def flag_lines(survey: Survey, words: Words) -> list[str]:
