@@ -1,5 +1,6 @@
 """Repeats, comparability, and what cards said of themselves."""
 
+import re
 from math import exp, log, sqrt
 from statistics import stdev
 
@@ -119,3 +120,24 @@ def test_mfu_against_the_measured_ceiling(bench):
 def test_a_card_that_changed_while_it_ran_is_flagged(bench):
     events = records.calibration_lines(4, factor=0.9)
     assert measured(bench, "gpu_h200-bs1-r1", events=events)["flags"] == ["card changed: -10.0 %"]
+
+
+def test_the_reference_implementation_has_its_own_speedup_beside(tmp_path):
+    one_gpu = {name: {"gpus": 1} for name in ("gpu_6000ada", "gpu_h200", "gpu_pro6000")}
+    train = {"implementation": "fused", "timed_steps": 60}
+    bench = records.bench(tmp_path / "results", train=train, targets=one_gpu)
+    assert [name for name in bench.twins if name.endswith("-reference")] == [
+        "gpu_6000ada-bs1-reference",
+        "gpu_h200-bs1-reference",
+        "gpu_pro6000-bs1-reference",
+    ]
+    times = {"gpu_6000ada-bs1": 0.03, "gpu_h200-bs1": 0.01}
+    times |= {"gpu_6000ada-bs1-reference": 0.08, "gpu_h200-bs1-reference": 0.04}
+    for cell, step_s in times.items():
+        records.write_run(bench, f"{cell}-r1", step_s=step_s)
+    document = render(bench, HARDWARE, "c")
+    table = document.en.split("**What stands beside each speedup**")[1].split("**")[0]
+    row = next(line for line in table.splitlines() if line.startswith("| [`gpu_h200-bs1`]"))
+    cells = [text.strip() for text in row.strip("|").split(" | ")]
+    assert cells[1] == "fused" and re.fullmatch(r"(2\.9|3\.0)\d×", cells[5])
+    assert re.fullmatch(r"(1\.9|2\.0)\d×", cells[7])

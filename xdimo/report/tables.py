@@ -182,7 +182,11 @@ def _relative(folder: Path, path: Path) -> str:
 def modes_table(survey: Survey, config_path: str, words: Words) -> Table:
     """Each target's baseline in both data modes; what is not measured has its command."""
     table = Table(["cell", "mode", "samples_per_s", "step_ms", "data_wait", "mfu", "command"])
-    twins = {twin.target: twin.name for twin in survey.bench.twins.values()}
+    twins = {
+        twin.target: twin.name
+        for twin in survey.bench.twins.values()
+        if twin.mode != survey.bench.latents.mode
+    }
     for target in survey.bench.targets:
         for name in (survey.bench.baseline_cell(target).name, twins[target]):
             cell = survey.cells[name]

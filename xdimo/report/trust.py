@@ -135,7 +135,7 @@ def shares_table(view: Survey, words: Words) -> Table:
 def comparison_table(view: Survey, words: Words) -> Table:
     """What stands beside each speedup: implementation, precision, data mode and clocks."""
     columns = ["cell", "implementation", "precision", "mode", "sm_mhz", "speedup", "speedup_ci95"]
-    table = Table(columns)
+    table = Table([*columns, "speedup_reference"])
     for cell, metrics in measured(view):
         if cell.cell.name not in view.bench.cells or cell.median is None:
             continue
@@ -154,6 +154,16 @@ def comparison_table(view: Survey, words: Words) -> Table:
                 "{} ({})".format(*(_whole(metrics[f"sm_mhz_{of}"], words) for of in _CLOCKS)),
                 words("unknown") if ratio is None else figures.times(ratio),
                 figures.ratios(interval, words),
+                _reference(view, cell.cell.name, words),
             ]
         )
     return table
+
+
+def _reference(view: Survey, name: str, words: Words) -> str:
+    """The reference implementation's: tuned kernels favour the card that they were tuned on."""
+    pair = [view.bench.reference_twin(cell) for cell in (name, view.bench.baseline)]
+    if pair[0] is None or pair[1] is None:
+        return words("unknown")
+    ratio = view.speedup(pair[0], pair[1])
+    return words("pending") if ratio is None else figures.times(ratio)

@@ -96,6 +96,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "class_warmup": ("Warm-up", "预热"),
     "class_stall": ("Stall", "停顿"),
     "implementation": ("Implementation", "实现"),
+    "speedup_reference": ("Speedup of the reference", "参考实现的加速比"),
     "mfu_declared": ("MFU (declared peak)", "MFU（声明峰值）"),
     "mfu_tensor": ("MFU (tensor peak)", "MFU（张量峰值）"),
     "mfu_measured": ("MFU (measured product)", "MFU（实测矩阵乘）"),
