@@ -40,8 +40,8 @@ def bench(results: Path, config: str = "config.yaml", **changes: Any) -> Bench:
     return load(ROOT / "config" / config, {**places, **steps, **changes})
 
 
-def spec_of(bench: Bench, run: str) -> RunSpec:
-    return resolve(plan(bench, run), DATASET, None)
+def spec_of(bench: Bench, run: str, dataset: str = DATASET) -> RunSpec:
+    return resolve(plan(bench, run), dataset, None)
 
 
 def write_run(
@@ -55,14 +55,21 @@ def write_run(
     devices: list[str] | None = None,
     code: dict[str, Any] = CODE,
     effective: dict[str, Any] | None = None,
+    factors: list[float] | None = None,
+    events: list[dict[str, Any]] | None = None,
+    dataset: str = DATASET,
 ) -> Path:
-    """One ended attempt, and the run's own run.json where the outcome is an answer."""
-    spec = spec_of(bench, run)
+    """One ended attempt, and the run's own run.json where the outcome is an answer.
+
+    ``factors``: of each step's time. ``events``: stand before the footer.
+    """
+    spec = spec_of(bench, run, dataset)
     folder = Path(bench.runs_folder) / run
     write_json(folder / "spec.json", spec.to_json())
     inside = folder / "attempts" / str(attempt)
     inside.mkdir(parents=True)
-    lines = log_lines(spec, step_s, devices, code, effective or {})
+    lines = log_lines(spec, step_s, devices, code, effective or {}, factors)
+    lines[-1:-1] = events or []
     if outcome != "ok":
         lines = lines[:6]
     log = "".join(json.dumps(line) + "\n" for line in lines)
@@ -96,6 +103,7 @@ def log_lines(
     devices: list[str] | None,
     code: dict[str, Any],
     effective: dict[str, Any],
+    factors: list[float] | None = None,
 ) -> list[dict[str, Any]]:
     noise = random.Random(spec.run)
     counts = parameters(
@@ -144,9 +152,12 @@ def log_lines(
             "grad_norm": 0.4,
             "lr": 1e-4,
             "epoch": 0,
+            "kind": "eager",
         }
         for step in range(1, last + 1)
     ]
+    for step, factor in zip(steps, factors or [], strict=False):
+        step["step_s"] *= factor
     wall_s = 1.01 * sum(step["step_s"] for step in steps[warmup:])
     window = {
         "event": "window",
@@ -167,6 +178,56 @@ def _memory(spec: RunSpec, rank: int) -> dict[str, Any]:
         figures = {name: used + 0.3 * index for index, name in enumerate(names)}
         figures["device_gib"] = MEMORY_GIB[spec.card]
     return {"event": "memory", "rank": rank, **figures, "host_peak_gib": 1.5 + 0.01 * rank}
+
+
+def calibration_lines(ranks: int, factor: float = 1.0) -> list[dict[str, Any]]:
+    """Before and after, with rates an H200 may have; ``factor``: of those after."""
+    return [
+        {
+            "event": "calibration",
+            "when": when,
+            "rank": rank,
+            "gemm_tflops": 700.0 * scale,
+            "gemm_shape": [8192, 8192, 8192],
+            "model_gemm_tflops": {"16384x384x1536": 410.0, "16384x1536x384": 520.0},
+            "copy_gb_s": 3900.0,
+            "all_reduce_gb_s": 320.0 if ranks > 1 else None,
+        }
+        for when, scale in (("before", 1.0), ("after", factor))
+        for rank in range(ranks)
+    ]
+
+
+def telemetry_lines(gpus: int, moments: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A line a card and moment; each moment names what differs from a card at peace."""
+    peace = {
+        "sm_mhz": 1980,
+        "memory_mhz": 3201,
+        "power_w": 420.0,
+        "temperature_c": 55,
+        "throttle": [],
+        "ecc_errors": 0,
+        "other_processes": 0,
+        "host_gpus_busy": 0,
+        "host_load": 4.5,
+        "pcie_gen": 5,
+        "pcie_width": 16,
+        "nvlink_active": 18,
+    }
+    return [
+        {"event": "telemetry", "t_s": 0.5 * place, "gpu": gpu, **peace, **moment}
+        for place, moment in enumerate(moments)
+        for gpu in range(gpus)
+    ]
+
+
+def ledger_line(**shares: float) -> dict[str, Any]:
+    return {
+        "event": "ledger",
+        "shares": {**shares, "other": 1 - sum(shares.values())},
+        "step_s": 0.05,
+        "source": "profiled window",
+    }
 
 
 def write_manifest(bench: Bench, dataset: str = DATASET) -> None:

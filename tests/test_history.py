@@ -8,7 +8,8 @@ import records
 from xdimo.config import Bench
 from xdimo.errors import UserError
 from xdimo.load import parse, read_yaml
-from xdimo.report.history import COLUMNS, add, flops_of, model_text, read
+from xdimo.measure.claims import COLUMNS, flops_of, read
+from xdimo.report.history import add, model_text
 from xdimo.report.keep import keep
 from xdimo.report.summary import render
 

@@ -170,9 +170,59 @@ def bad_outcome(folder):
     edit(folder / "run.json", outcome="fine")
 
 
+def edited(change, *events):
+    """A log whose lines of these events are changed, or followed by other lines."""
+
+    def spoil(folder):
+        lines = [json.loads(line) for line in log_of(folder)]
+        lines = [
+            new for line in lines for new in (change(line) if matches(line, events) else [line])
+        ]
+        relog(folder, [json.dumps(line) + "\n" for line in lines])
+
+    def matches(line, events):
+        return line["event"] in events
+
+    return spoil
+
+
+def with_(**changes):
+    return lambda line: [{**line, **changes}]
+
+
+def after(*more):
+    return lambda line: [line, *more]
+
+
+LEDGER = {"event": "ledger", "step_s": 0.05, "source": "profiled window"}
+SAMPLE = records.telemetry_lines(4, [{"t_s": 1.0}, {"t_s": 0.5}])
+CALIBRATION = records.calibration_lines(3)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (edited(lambda line: [line, line], "header"), "line 2: 2 of header; expected 1"),
+        (edited(lambda line: [line, line], "window"), "line 25: 2 of timed window; expected 1"),
+        (edited(lambda line: [line, SAMPLE[0]], "footer"), "line 29: footer is not the last line"),
+        (edited(with_(wall_s=0.5), "window"), "line 24: window.wall_s: 0.5; its steps take 1."),
+        (edited(with_(steps=21), "footer"), "line 29: footer.steps: 21; the log has 22"),
+        (edited(with_(wall_s=0.1), "footer"), "line 29: footer.wall_s: 0.1; the window alone"),
+        (edited(with_(run="gpu_h200-bs1-r2"), "header"), "line 1: of run gpu_h200-bs1-r2"),
+        (edited(with_(seed=1), "header"), "line 1: seed: 1; the spec says 3407"),
+        (edited(with_(loss=None), "step"), "line 2: step 1: loss or gradient norm is not finite"),
+        (edited(with_(data_wait_s=-1.0), "step"), "line 2: step_s "),
+        (
+            edited(after({**LEDGER, "shares": {"forward": 0.4, "other": 0.4}}), "window"),
+            "line 25: ledger.shares: sum to 0.8",
+        ),
+        (edited(after(*SAMPLE), "window"), "line 29: telemetry.t_s: 0.5 after 1.0"),
+        (edited(after(*CALIBRATION), "header"), "calibration before of ranks [0, 1, 2]; expected"),
+        (
+            edited(after({"event": "effective", "compiled": True}), "window"),
+            "line 25: effective.compiled: True; the spec says False",
+        ),
+        (edited(lambda line: [], "header"), "log.jsonl line 1: expected the header"),
         (cut_off, "log.jsonl line 29: cut off"),
         (cut_off_line, "log.jsonl line 17: cut off"),
         (garbled, "log.jsonl line 4: not JSON"),

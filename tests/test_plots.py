@@ -1,6 +1,7 @@
 """The plots: what stands in them, and that the same records draw the same bytes."""
 
 import re
+import shutil
 
 import pytest
 import records
@@ -9,6 +10,7 @@ from xdimo.report import plots
 from xdimo.report.bars import bars
 from xdimo.report.cells import survey
 from xdimo.report.lines import step_times
+from xdimo.report.roofline import roofline
 from xdimo.report.words import Words
 
 HARDWARE = records.hardware()
@@ -71,6 +73,25 @@ def test_step_times_are_the_median_runs(bench):
     first, second, third = figure.axes
     assert len(first.lines[0].get_xdata()) == 22
     assert texts(first) == ["bs1"] and texts(second) == ["bs1"] and texts(third) == ["pending"]
+
+
+def test_the_roofline_has_peaks_products_and_steps(bench):
+    records.write_run(bench, "gpu_h200-bs1-r2", step_s=0.05, events=records.calibration_lines(4))
+    records.write_run(bench, "gpu_h200-bs1-r3", step_s=0.05, events=records.calibration_lines(4))
+    shutil.rmtree(f"{bench.runs_folder}/gpu_h200-bs1-r1")  # it was not calibrated
+    view = survey(bench, HARDWARE)
+    first, second, third = roofline(view, EN).axes
+    assert texts(first) == ["not calibrated"] and texts(third) == ["pending"]
+    assert texts(second) == ["tensor 989"]  # declared is the same
+    labels = [text.get_text() for text in second.get_legend().get_texts()]
+    assert labels[:3] == ["4,800 GB/s (stated)", "3,900 GB/s (measured)", "8192 × 8192 × 8192: 700"]
+    metrics = view.cells["gpu_h200-bs1"].metrics
+    step = next(line for line in second.lines if str(line.get_label()).startswith("step of"))
+    assert step.get_ydata()[0] == pytest.approx(metrics["model_tflops_per_s"] / 4)
+    points = [line for line in second.lines if line.get_marker() in ("o", "s", "^")]
+    assert [line.get_ydata()[0] for line in points] == [700, 410, 520]
+    # 2 n^3 FLOPs on 3 n^2 numbers of 2 bytes.
+    assert points[0].get_xdata()[0] == pytest.approx(8192 / 3)
 
 
 def test_no_data_says_so(tmp_path):

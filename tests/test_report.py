@@ -130,7 +130,8 @@ def test_every_numeral_of_the_two_tables_is_made_again_from_the_logs(bench, tabl
 
 def test_rows_name_the_median_run(bench):
     measure(bench, "gpu_6000ada-bs1", 0.1)
-    assert "Rows from runs: `gpu_6000ada-bs1-r3`." in summary(bench).en
+    link = re.search(r"Rows from runs: \[`gpu_6000ada-bs1-r3`\]\((.*?)\)\.", summary(bench).en)
+    assert (Path(bench.results) / link[1]).read_text().startswith('{"event": "header"')
 
 
 def test_the_main_table_has_the_seven_columns_in_both_languages(bench):

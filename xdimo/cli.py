@@ -165,6 +165,24 @@ def parser() -> ArgumentParser:
     sub.add_argument("--json", action="store_true", help="for programs")
 
     sub = verb(
+        "audit",
+        _audit,
+        "re-derive claimed TFLOP/s and MFU, and name the mistakes that explain them",
+        "xdimo audit config/history.csv results/runs/2026-11",
+    )
+    help = "tables (.csv), folders of runs or records, text logs; none = the history"
+    sub.add_argument("paths", type=Path, nargs="*", metavar="path", help=help)
+    sub.add_argument(
+        "--strict", action="store_true", help="name every rule a record breaks; exit 1 if any"
+    )
+    sub.add_argument("--json", action="store_true", help="for programs")
+    _path(sub, "--hardware", default=Path("config/hardware.yaml"), help="file of cards and peaks")
+    sub.add_argument("--card", help="of text logs: its entry in the file of cards")
+    sub.add_argument("--gpus", type=int, help="of text logs")
+    sub.add_argument("--global-batch", type=int, help="of text logs without samples/s")
+    sub.add_argument("--model", default="S/2 4 experts top-2", help="of text logs (%(default)s)")
+
+    sub = verb(
         "keep",
         _keep,
         "copy the campaign's records and summary to where git keeps them",
@@ -403,6 +421,30 @@ def _describe(arguments: Namespace) -> None:
         latent_channels=vae.latent_channels,
     )
     print(json.dumps(description, indent=1) if arguments.json else text(description))
+
+
+def _audit(arguments: Namespace) -> int:
+    from xdimo.load import load_hardware
+    from xdimo.report.audit import as_json, as_text, broken, collect
+
+    hardware = load_hardware(arguments.hardware)
+    if arguments.card is not None and arguments.card not in hardware.cards:
+        known = ", ".join(hardware.cards)
+        raise UserError(f"--card: {arguments.card!r} is no card; allowed: {known}")
+    paths = arguments.paths or [Path("config/history.csv")]
+    findings = list(broken(paths)) if arguments.strict else []
+    for finding in findings:
+        print(f"{finding} [{finding.rule}]")
+    found = collect(
+        paths,
+        hardware,
+        card=arguments.card,
+        gpus=arguments.gpus,
+        global_batch=arguments.global_batch,
+        model=arguments.model,
+    )
+    print(as_json(found, hardware) if arguments.json else as_text(found, hardware))
+    return 1 if findings else 0
 
 
 def _keep(arguments: Namespace) -> None:

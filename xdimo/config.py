@@ -196,11 +196,12 @@ class Hardware(Strict):
 
 @dataclass(frozen=True)
 class Cell:
-    """Target x variant, in one data mode."""
+    """Target x variant, in one data mode and implementation."""
 
     target: str
     clips_per_gpu: int
     mode: Mode
+    implementation: str
     name: str
 
 
@@ -235,17 +236,32 @@ class Bench(Strict):
 
     @cached_property
     def twins(self) -> dict[str, Cell]:
-        """Each target's baseline in the other data mode: measured only when asked for."""
-        other: Mode = "online" if self.latents.mode == "cached" else "cached"
-        twins = [
-            self._cell(name, target.baseline_variant, other)
-            for name, target in self.targets.items()
-        ]
+        """Each target's baseline in the other data mode and, where the matrix has another, in the
+        reference implementation: measured only when asked for.
+        """
+        mine: Mode = self.latents.mode
+        other: Mode = "online" if mine == "cached" else "cached"
+        baselines = [(name, target.baseline_variant) for name, target in self.targets.items()]
+        twins = [self._cell(name, variant, other) for name, variant in baselines]
+        if self.train.implementation != "reference":
+            twins += [self._cell(*baseline, mine, "reference") for baseline in baselines]
         return {cell.name: cell for cell in twins}
 
-    def _cell(self, target: str, clips_per_gpu: int, mode: Mode) -> Cell:
-        suffix = "" if mode == self.latents.mode else f"-{mode}"
-        return Cell(target, clips_per_gpu, mode, f"{target}-bs{clips_per_gpu}{suffix}")
+    def _cell(
+        self, target: str, clips_per_gpu: int, mode: Mode, implementation: str | None = None
+    ) -> Cell:
+        name = f"{target}-bs{clips_per_gpu}"
+        if mode != self.latents.mode:
+            name += f"-{mode}"
+        if implementation is not None:
+            name += f"-{implementation}"
+        return Cell(target, clips_per_gpu, mode, implementation or self.train.implementation, name)
+
+    def reference_twin(self, cell: str) -> str | None:
+        """The cell in the reference implementation: itself, or its twin; None where it has none."""
+        if self.cells[cell].implementation == "reference":
+            return cell
+        return f"{cell}-reference" if f"{cell}-reference" in self.twins else None
 
     def baseline_cell(self, target: str) -> Cell:
         return self._cell(target, self.targets[target].baseline_variant, self.latents.mode)

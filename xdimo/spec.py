@@ -147,7 +147,7 @@ def plan(bench: Bench, run: str) -> dict[str, Any]:
             "flip": clips.flip,
         },
         "precision": train.precision,
-        "implementation": train.implementation,
+        "implementation": cell.implementation,
         "steps": {
             "warmup": train.warmup_steps,
             "timed": train.timed_steps,

@@ -49,7 +49,7 @@ for name, target in BENCH.targets.items():
         log:
             f"{LOGS}/{{cell}}-r{{repeat}}.train.log",
         wildcard_constraints:
-            cell=rf"{name}-bs[0-9]+(-online|-cached)?",
+            cell=rf"{name}-bs[0-9]+(-online|-cached)?(-reference)?",
         priority: lambda wildcards: -int(wildcards.repeat)
         retries: 2
         conda:

@@ -8,11 +8,12 @@ import pandas as pd
 from xdimo.config import Hardware
 from xdimo.errors import UserError
 from xdimo.files import write_json
+from xdimo.measure import ceiling, telemetry
+from xdimo.measure.claims import TERA
 from xdimo.measure.records import Log, Record, read_run
-from xdimo.model.flops import model_flops
+from xdimo.measure.throughput import throughput
+from xdimo.model.flops import FORMULA, model_flops
 from xdimo.spec import RunSpec
-
-TERA = 1e12
 
 
 def derive(record: Record, hardware: Hardware) -> dict[str, Any]:
@@ -33,9 +34,14 @@ def derive(record: Record, hardware: Hardware) -> dict[str, Any]:
         "attempt": run.attempt,
     }
     if run.outcome == "ok" and record.log is not None:
-        speed = _speed(record.log, spec)
+        speed = throughput(record.log, spec.global_batch, spec.tokens_per_clip)
         metrics |= speed | _memory(record.log) | _loss(record.log)
+        metrics |= ceiling.ceiling(record.log.calibrations) | ceiling.ledger(record.log.ledger)
         metrics |= _utilisation(record.log, spec, hardware, speed["samples_per_s"])
+        metrics["mfu_measured"] = _share(
+            metrics["model_tflops_per_s"], spec.gpus, metrics["gemm_tflops"]
+        )
+        metrics |= telemetry.telemetry(record.log.telemetry, speed["samples_per_s"])
         metrics["flags"] = _flags(record, hardware, metrics)
     return metrics
 
@@ -47,28 +53,6 @@ def write(run_json: Path, hardware: Hardware, output: Path) -> dict[str, Any]:
     metrics = derive(read_run(run_json.parent), hardware)
     write_json(output, metrics)
     return metrics
-
-
-def _timed(log: Log) -> pd.DataFrame:
-    return log.steps[log.steps["phase"] == "timed"]
-
-
-def _speed(log: Log, spec: RunSpec) -> dict[str, Any]:
-    assert log.window is not None and log.footer is not None
-    window, timed = log.window, _timed(log)
-    steps_per_s = window.steps / window.wall_s  # wall time: stalls count
-    samples_per_s = steps_per_s * spec.global_batch
-    return {
-        "timed_steps": window.steps,
-        "window_s": window.wall_s,
-        "total_s": log.footer.wall_s,
-        "global_batch": spec.global_batch,
-        "steps_per_s": steps_per_s,
-        "samples_per_s": samples_per_s,
-        "tokens_per_s": samples_per_s * spec.tokens_per_clip,
-        "median_step_s": float(timed["step_s"].median()),
-        "data_wait_share": float(timed["data_wait_s"].sum()) / window.wall_s,
-    }
 
 
 def _memory(log: Log) -> dict[str, Any]:
@@ -89,7 +73,7 @@ def _largest(values: list[float | None]) -> float | None:
 
 def _loss(log: Log) -> dict[str, Any]:
     """Medians of the first and the last tenth of the timed steps, at least one step each."""
-    losses = _timed(log)["loss"].astype(float)
+    losses = log.steps[log.steps["phase"] == "timed"]["loss"].astype(float)
     tenth = max(1, len(losses) // 10)
     start, end = losses.iloc[:tenth].median(), losses.iloc[-tenth:].median()
     return {
@@ -99,7 +83,7 @@ def _loss(log: Log) -> dict[str, Any]:
 
 
 def _utilisation(
-    log: Log, spec: RunSpec, hardware: Hardware, samples_per_s: float
+    log: Log, spec: RunSpec, hardware: Hardware, samples_per_s: float | None
 ) -> dict[str, Any]:
     """MFU = model FLOP/s of the whole job / (devices x peak of one).
 
@@ -117,7 +101,7 @@ def _utilisation(
         latent_size=spec.latent_size,
         latent_channels=spec.vae.latent_channels,
     )
-    tflops_per_s = samples_per_s * flops.training / TERA
+    tflops_per_s = None if samples_per_s is None else samples_per_s * flops.training / TERA
     dtype = f"{card.tensor_dtype}, {card.tensor_accumulate} accumulate" if card and tensor else None
     return {
         "parameters": log.header.effective.parameters,
@@ -128,11 +112,17 @@ def _utilisation(
         "peak_tensor_tflops": tensor,
         "peak_tensor_dtype": dtype,
         "peak_declared_tflops": declared,
+        "implementation": log.header.effective.implementation,
+        "flops_formula": FORMULA,
         "model_flops_per_sample": flops.training,
         "model_tflops_per_s": tflops_per_s,
-        "mfu_tensor": tflops_per_s / (spec.gpus * tensor) if tensor else None,
-        "mfu_declared": tflops_per_s / (spec.gpus * declared) if declared else None,
+        "mfu_tensor": _share(tflops_per_s, spec.gpus, tensor),
+        "mfu_declared": _share(tflops_per_s, spec.gpus, declared),
     }
+
+
+def _share(tflops_per_s: float | None, gpus: int, peak: float | None) -> float | None:
+    return tflops_per_s / (gpus * peak) if tflops_per_s is not None and peak else None
 
 
 def _flags(record: Record, hardware: Hardware, metrics: dict[str, Any]) -> list[str]:
@@ -152,6 +142,7 @@ def _flags(record: Record, hardware: Hardware, metrics: dict[str, Any]) -> list[
         flags.append(f"not the target's card: {metrics['device']}")
     if metrics["timed_steps"] != spec.steps.timed:
         flags.append(f"window shorter than asked: {metrics['timed_steps']}/{spec.steps.timed}")
+    flags += telemetry.flags(metrics) + ceiling.flags(metrics)
     if record.run.code.dirty:
         flags.append("code dirty")
     return flags

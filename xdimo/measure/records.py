@@ -1,136 +1,34 @@
 """Records of runs: read whole, or refused with the file and line at fault."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from xdimo.config import Mode, Precision
 from xdimo.errors import UserError
-from xdimo.model.flops import parameters
-from xdimo.outcome import ANSWERS, Outcome
+from xdimo.measure.events import (
+    EVENT,
+    Calibration,
+    Checkpoint,
+    Ending,
+    Event,
+    Footer,
+    Header,
+    Ledger,
+    Memory,
+    Step,
+    Telemetry,
+    Window,
+)
+from xdimo.measure.rules import Case, Finding, findings
+from xdimo.outcome import ANSWERS
 from xdimo.spec import RunSpec, read_spec
 
+READABLE = "every line is a known event"
 
-class Fact(BaseModel):
-    """Frozen and typed; a key that a later writer adds is passed over."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
-
-
-class Code(Fact):
-    commit: str | None  # None: not under git
-    dirty: bool | None
-    package: str  # sha256 over the package's files
-
-
-class Ending(Fact):
-    """run.json."""
-
-    schema_version: Literal[1] = Field(alias="schema")
-    run: str
-    spec: str
-    outcome: Outcome
-    reason: str | None
-    attempt: int
-    job: str | None
-    host: str
-    started: str
-    ended: str
-    log: str | None  # relative to the folder of this file; None: died before the first line
-    log_sha256: str | None
-    code: Code
-    cause: list[str]
-
-
-class Effective(Fact):
-    """What the run found itself doing, to be held against its spec."""
-
-    parameters: int
-    trainable_parameters: int
-    precision: Precision
-    experts: int
-    top_k: int
-    world_size: int
-    clips_per_gpu: int
-    data_mode: Mode
-    dataset: str
-    implementation: str
-    vae: str
-
-
-class Header(Fact):
-    event: Literal["header"]
-    schema_version: Literal[1] = Field(alias="schema")
-    spec: str
-    run: str
-    attempt: int | None  # None: a folder whose name is no number
-    started: str
-    host: str
-    code: Code
-    versions: dict[str, str | None]
-    devices: list[str]  # one a rank, as the driver reports it
-    declared: dict[str, Any]
-    effective: Effective
-    seed: int
-
-
-class Step(Fact):
-    event: Literal["step"]
-    step: int
-    phase: Literal["warmup", "timed"]
-    step_s: float
-    data_wait_s: float
-    loss: float | None
-    grad_norm: float | None
-    lr: float
-    epoch: int
-
-
-class Window(Fact):
-    event: Literal["window"]
-    phase: Literal["warmup", "timed"]
-    first_step: int
-    last_step: int
-    wall_s: float = Field(gt=0)
-
-    @property
-    def steps(self) -> int:
-        return self.last_step - self.first_step + 1
-
-
-class Memory(Fact):
-    """GiB of one rank; device figures are None on a CPU."""
-
-    event: Literal["memory"]
-    rank: int
-    allocated_gib: float | None
-    reserved_gib: float | None
-    peak_allocated_gib: float | None
-    peak_reserved_gib: float | None
-    device_gib: float | None
-    host_peak_gib: float | None
-
-
-class Checkpoint(Fact):
-    event: Literal["checkpoint"]
-    step: int
-    seconds: float
-
-
-class Footer(Fact):
-    event: Literal["footer"]
-    steps: int
-    wall_s: float
-
-
-Event = Header | Step | Window | Memory | Checkpoint | Footer
-_EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
-_COLUMNS = ("step", "phase", "step_s", "data_wait_s", "loss", "grad_norm", "lr", "epoch")
+_COLUMNS = ("step", "phase", "step_s", "data_wait_s", "loss", "grad_norm", "lr", "epoch", "kind")
 
 
 @dataclass(frozen=True)
@@ -143,6 +41,10 @@ class Log:
     window: Window | None  # the timed one
     memory: tuple[Memory, ...]
     footer: Footer | None
+    checkpoints: tuple[Checkpoint, ...] = ()
+    calibrations: tuple[Calibration, ...] = ()
+    telemetry: tuple[Telemetry, ...] = ()
+    ledger: Ledger | None = None
 
 
 @dataclass(frozen=True)
@@ -203,122 +105,86 @@ def read_outcome(path: Path) -> Ending:
 def read_run(folder: Path) -> Record:
     """The record of the run in ``folder`` (which holds its spec.json).
 
-    Raises UserError where nothing has ended yet; where run.json or the log belongs to another
-    spec; where the log is cut off, garbled or changed since; where a run that ended ``ok`` lacks
-    part of its record, or did something else than its spec says.
+    Raises UserError where nothing has ended yet, and with the first rule (xdimo.measure.rules)
+    that the record breaks.
+    """
+    case, torn = _case(folder)
+    broken = next(iter([*torn, *findings(case)]), None)
+    if broken:
+        raise UserError(str(broken))
+    log = _gather(case) if case.log_path else None
+    return Record(folder, case.spec, case.run, log, case.run_path)
+
+
+def check_run(folder: Path) -> list[Finding]:
+    """Every rule that the run in ``folder`` breaks; none of one that has not ended.
+
+    Raises UserError where spec.json or run.json cannot be read at all.
+    """
+    if outcome_path(folder, read_spec(folder / "spec.json").hash) is None:
+        return []
+    case, torn = _case(folder)
+    return [*torn, *findings(case)]
+
+
+def _case(folder: Path) -> tuple[Case, list[Finding]]:
+    """The record as it lies there, and the lines of its log that cannot be read.
+
+    A run that died may have ended in the middle of a line: it is read up to there.
     """
     spec = read_spec(folder / "spec.json")
     path = outcome_path(folder, spec.hash)
     if path is None:
         raise UserError(f"{folder}: no attempt has ended yet")
     run = read_outcome(path)
-    if run.spec != spec.hash:
-        raise UserError(f"{path}: of another spec ({run.spec[:15]}; spec.json is {spec.hash[:15]})")
-    if run.run != spec.run:
-        raise UserError(f"{path}: of run {run.run}; spec.json is of {spec.run}")
     log_path = path.parent / run.log if run.log else None
-    if run.outcome != "ok":
-        exists = log_path is not None and log_path.exists()
-        log = read_log(log_path, run, whole=False) if log_path and exists else None
-        return Record(folder, spec, run, log, path)
-    if log_path is None:
-        raise UserError(f"{path}: log: null, but the outcome is ok")
-    log = read_log(log_path, run, whole=True)
-    _check_complete(log, spec)
-    return Record(folder, spec, run, log, path)
-
-
-def read_log(path: Path, run: Ending, *, whole: bool) -> Log:
-    """The log of ``run``. A run that died may end mid-line, so ``whole=False`` stops there."""
+    if log_path is None or (run.outcome != "ok" and not log_path.exists()):
+        return Case(spec, run, path), []
     try:
-        raw = path.read_bytes()
+        raw = log_path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
+        return Case(spec, run, path), [Finding(READABLE, log_path, None, f"{error.strerror}")]
+    lines: list[tuple[int, Event]] = []
+    torn: list[Finding] = []
+    for number, event in _events(raw):
+        if isinstance(event, str):
+            if run.outcome != "ok":
+                break
+            torn.append(Finding(READABLE, log_path, number, event))
+        else:
+            lines.append((number, event))
+    return Case(spec, run, path, log_path, raw, lines), torn
+
+
+def _events(raw: bytes) -> Iterator[tuple[int, Event | str]]:
+    """Number of each line, and its event or why it is none."""
     lines = raw.split(b"\n")
-    cut_off = lines.pop()  # what follows the last newline: nothing, in a whole log
-    events: list[Event] = []
+    rest = lines.pop()  # what follows the last newline: nothing, in a whole log
     for number, line in enumerate(lines, start=1):
         try:
-            events.append(_EVENT.validate_json(line))
+            yield number, EVENT.validate_json(line)
         except ValidationError as error:
-            if error.errors()[0]["type"] == "union_tag_invalid":
-                continue  # an event that no figure is made from
-            if not whole:
-                break
-            raise UserError(f"{path} line {number}: {_explain(error)}") from None
-    if cut_off and whole:
-        raise UserError(f"{path} line {len(lines) + 1}: cut off")
-    if run.log_sha256 not in (None, "sha256:" + sha256(raw).hexdigest()):
-        raise UserError(f"{path}: changed since the run ended (run.json: log_sha256)")
-    header = events[0] if events and isinstance(events[0], Header) else None
-    if header is not None and header.spec != run.spec:
-        raise UserError(f"{path} line 1: of another spec ({header.spec[:15]})")
-    return _gather(path, header, events)
+            yield number, _explain(error)
+    if rest:
+        yield len(lines) + 1, "cut off"
 
 
-def _gather(path: Path, header: Header | None, events: Iterable[Event]) -> Log:
-    steps: list[Step] = []
-    windows: list[Window] = []
-    memory: list[Memory] = []
-    footer = None
-    for event in events:
-        if isinstance(event, Step):
-            steps.append(event)
-        elif isinstance(event, Window) and event.phase == "timed":
-            windows.append(event)
-        elif isinstance(event, Memory):
-            memory.append(event)
-        elif isinstance(event, Footer):
-            footer = event
-    if len(windows) > 1:
-        raise UserError(f"{path}: {len(windows)} timed windows; expected one")
+def _gather(case: Case) -> Log:
+    assert case.log_path is not None
+    steps = [step for _, step in case.of(Step)]
     table = pd.DataFrame({name: [getattr(step, name) for step in steps] for name in _COLUMNS})
-    return Log(path, header, table, windows[0] if windows else None, tuple(memory), footer)
-
-
-def _check_complete(log: Log, spec: RunSpec) -> None:
-    """Everything a figure is made from is there, and the run did what its spec says."""
-    if log.header is None:
-        raise UserError(f"{log.path} line 1: expected the header")
-    if log.window is None:
-        raise UserError(f"{log.path}: no timed window, but the outcome is ok")
-    if log.footer is None:
-        raise UserError(f"{log.path}: no footer, but the outcome is ok")
-    timed = log.steps[log.steps["phase"] == "timed"]["step"].tolist()
-    if timed != list(range(log.window.first_step, log.window.last_step + 1)):
-        raise UserError(
-            f"{log.path}: {len(timed)} timed steps; the window is "
-            f"{log.window.first_step} to {log.window.last_step}"
-        )
-    ranks = sorted({memory.rank for memory in log.memory})
-    if ranks != list(range(spec.gpus)):
-        raise UserError(f"{log.path}: memory of ranks {ranks}; expected all {spec.gpus}")
-    if len(log.header.devices) != spec.gpus:
-        raise UserError(
-            f"{log.path} line 1: devices: {len(log.header.devices)}; the spec says {spec.gpus}"
-        )
-    effective = log.header.effective
-    declared = {
-        "parameters": parameters(
-            spec.model,
-            frames=spec.data.frames,
-            latent_size=spec.latent_size,
-            latent_channels=spec.vae.latent_channels,
-        ).total,
-        "precision": spec.precision,
-        "experts": spec.model.experts,
-        "top_k": spec.model.top_k,
-        "world_size": spec.gpus,
-        "clips_per_gpu": spec.clips_per_gpu,
-        "data_mode": spec.data.mode,
-        "dataset": spec.data.dataset,
-        "implementation": spec.implementation,
-        "vae": spec.vae.id,
-    }
-    for key, asked in declared.items():
-        did = getattr(effective, key)
-        if did != asked:
-            raise UserError(f"{log.path} line 1: effective.{key}: {did!r}; the spec says {asked!r}")
+    return Log(
+        path=case.log_path,
+        header=case.last(Header),
+        steps=table,
+        window=case.last(Window),
+        memory=tuple(memory for _, memory in case.of(Memory)),
+        footer=case.last(Footer),
+        checkpoints=tuple(checkpoint for _, checkpoint in case.of(Checkpoint)),
+        calibrations=tuple(calibration for _, calibration in case.of(Calibration)),
+        telemetry=tuple(sample for _, sample in case.of(Telemetry)),
+        ledger=case.last(Ledger),
+    )
 
 
 def _explain(error: ValidationError) -> str:

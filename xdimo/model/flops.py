@@ -10,6 +10,9 @@ from dataclasses import astuple, dataclass
 
 from xdimo.spec import ModelSpec
 
+# Changes with what is counted: figures made by different formulas are not compared.
+FORMULA = "2 a multiply-add; products only; top-k experts; training = 3 x forward"
+
 MLP_RATIO = 4  # hidden width of an MLP or expert, in widths
 TIMESTEP_FREQUENCIES = 256  # channels of the timestep's sines and cosines, whatever the width
 

@@ -32,9 +32,10 @@ class Bar:
 
 def speedup(view: Survey, cell: CellState, words: Words) -> Bar | None:
     base = view.cells[view.bench.baseline].samples_per_s
-    if cell.samples_per_s is None or base is None:
+    ratio = view.speedup(cell.cell.name, view.bench.baseline)
+    if cell.samples_per_s is None or base is None or ratio is None:
         return None
-    label = figures.times(cell.samples_per_s.median / base.median)
+    label = figures.times(ratio)
     if cell.cell.name == view.bench.baseline:
         label += f" ({words('baseline')})"
     return _scaled(cell, 1 / base.median, label)
@@ -138,6 +139,8 @@ def _why_not(view: Survey, cell: CellState, name: str, words: Words) -> str:
     """Why a cell has no bar here: it is not measured, or what the figure needs is not."""
     if cell.metrics is None:
         return absent(cell, words)
+    if name == "speedup" and (axes := view.differing(cell.cell.name, view.bench.baseline)):
+        return words("not_comparable", axes=", ".join(words(axis) for axis in axes))
     if name == "speedup":
         return words("waits", cell=view.bench.baseline)
     return words("no_peak") if name == "mfu" else words("unknown")

@@ -9,16 +9,19 @@ from typing import Any
 from xdimo.config import Bench, Cell, Hardware
 from xdimo.errors import UserError
 from xdimo.files import read_json
+from xdimo.measure.compare import differing
 from xdimo.measure.metrics import derive
 from xdimo.measure.records import Attempt, Record, attempts, outcome_path, read_run
-from xdimo.measure.repeats import Spread, spread
+from xdimo.measure.repeats import Spread, ratio_ci95, spread
+from xdimo.measure.throughput import unsteady_text
 from xdimo.spec import as_planned, plan, read_spec
 
 
 @dataclass(frozen=True)
 class Run:
     """``state``: an outcome of run.json, or pending, started, changed (the config is another
-    since), unplanned (the config has no such run) or refused (its record cannot be trusted).
+    since), unplanned (the config has no such run), refused (its record cannot be trusted) or
+    unsteady (its steps never settled, so it has no throughput).
 
     Only a run in state ``ok`` has figures that tables use.
     """
@@ -45,10 +48,14 @@ class CellState:
     def measured(self) -> list[Run]:
         return [run for run in self.runs if run.state == "ok"]
 
+    @property
+    def rates(self) -> list[float]:
+        """Samples/s of each measured repeat."""
+        return [run.metrics["samples_per_s"] for run in self.measured if run.metrics]
+
     @cached_property
     def samples_per_s(self) -> Spread | None:
-        values = [run.metrics["samples_per_s"] for run in self.measured if run.metrics]
-        return spread(values) if self.state == "ok" else None
+        return spread(self.rates) if self.state == "ok" else None
 
     @cached_property
     def median(self) -> Run | None:
@@ -88,10 +95,25 @@ class Survey:
         measured = [cell for cell in self.variants(target) if cell.metrics]
         return max(measured, key=lambda cell: _rate(cell) or 0.0, default=None)
 
+    def differing(self, name: str, over: str) -> list[str]:
+        """Axes in which two measured cells differ so that no speedup may be said."""
+        mine, base = self.cells[name].median, self.cells[over].median
+        if mine is None or base is None or mine.record is None or base.record is None:
+            return []
+        return differing(mine.record, base.record)
+
     def speedup(self, name: str, over: str) -> float | None:
-        """Ratio of samples/s; None where either cell has none."""
+        """Ratio of samples/s; None where either cell has none, or they cannot be compared."""
         mine, base = _rate(self.cells[name]), _rate(self.cells[over])
-        return mine / base if mine is not None and base is not None else None
+        if mine is None or base is None or self.differing(name, over):
+            return None
+        return mine / base
+
+    def speedup_ci95(self, name: str, over: str) -> tuple[float, float] | None:
+        """From the runs of both cells."""
+        if name == over or self.speedup(name, over) is None:
+            return None
+        return ratio_ci95(self.cells[name].rates, self.cells[over].rates)
 
     def same_batch(self, name: str) -> tuple[str, str] | None:
         """Like for like: this target's cell and the baseline target's, at one batch a device.
@@ -167,6 +189,12 @@ def _run(bench: Bench, hardware: Hardware, folder: Path, name: str, dataset: str
     if changed:
         return Run(name, folder, "changed", changed, record, attempts=tried)
     metrics = derive(record, hardware)
+    other = next((f for f in metrics.get("flags", []) if f.startswith("not the target's")), None)
+    if other:
+        return Run(name, folder, "refused", f"{other}; the spec says {record.spec.card}", record)
+    if metrics.get("unsteady"):
+        note = unsteady_text(metrics)
+        return Run(name, folder, "unsteady", note, record, metrics, tried)
     return Run(name, folder, record.run.outcome, record.run.reason, record, metrics, tried)
 
 

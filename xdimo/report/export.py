@@ -4,14 +4,15 @@ from os.path import relpath
 from pathlib import Path
 from typing import Any
 
+from xdimo.measure.claims import Row
 from xdimo.report.cells import CellState, Run, Survey
-from xdimo.report.history import Row
 from xdimo.report.provenance import codes, excluded_videos
 
 
 def cell_data(view: Survey, cell: CellState) -> dict[str, Any]:
     name, spread = cell.cell.name, cell.samples_per_s
     speedup = view.speedup(name, view.bench.baseline)
+    interval = view.speedup_ci95(name, view.bench.baseline)
     return {
         "cell": name,
         "target": cell.cell.target,
@@ -25,7 +26,10 @@ def cell_data(view: Survey, cell: CellState) -> dict[str, Any]:
         "samples_per_s_min": spread.low if spread else None,
         "samples_per_s_max": spread.high if spread else None,
         "samples_per_s_mean_ci95": list(spread.mean_ci95) if spread and spread.mean_ci95 else None,
+        "samples_per_s_cv": spread.cv if spread else None,
         "speedup": speedup,
+        "speedup_ci95": interval and list(interval),
+        "not_comparable": view.differing(name, view.bench.baseline),
         "metrics": cell.metrics,
     }
 

@@ -93,3 +93,9 @@ def throughput(metrics: dict[str, Any], words: Words) -> str:
 
 def times(ratio: float) -> str:
     return f"{ratio:.2f}×"
+
+
+def ratios(interval: tuple[float, float] | None, words: Words) -> str:
+    if interval is None:
+        return words("unknown")
+    return " – ".join(times(end) for end in interval)

@@ -11,6 +11,7 @@ from xdimo.report.bars import bars
 from xdimo.report.cells import Survey, survey
 from xdimo.report.lines import step_times
 from xdimo.report.look import STYLE
+from xdimo.report.roofline import roofline
 from xdimo.report.words import Words
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def cjk_font() -> str | None:
 
 
 def _plot(view: Survey, name: str, words: Words) -> "Figure":
-    return step_times(view, words) if name == "steps" else bars(view, name, words)
+    whole = {"steps": step_times, "roofline": roofline}
+    return whole[name](view, words) if name in whole else bars(view, name, words)
 
 
 def _save(figure: "Figure", stem: Path, suffixes: Sequence[str]) -> list[Path]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from xdimo.measure.records import Code, Header
+from xdimo.measure.events import Code, Header
 from xdimo.report import figures
 from xdimo.report.cells import Run, Survey
 from xdimo.report.tables import Table

@@ -10,9 +10,10 @@ import pandas as pd
 
 from xdimo.config import Bench, Hardware
 from xdimo.files import write_json, write_text
-from xdimo.measure.metrics import TERA
+from xdimo.measure import claims
+from xdimo.measure.claims import TERA
 from xdimo.model.flops import model_flops, parameters, tokens_per_frame
-from xdimo.report import PLOTS, export, figures, history, provenance, tables
+from xdimo.report import PLOTS, export, figures, provenance, tables, trust
 from xdimo.report.cells import CellState, Survey, survey
 from xdimo.report.words import Words
 
@@ -52,7 +53,7 @@ def render(
     ``xdimo keep`` wrote, read instead of the config's own runs.
     """
     view = survey(bench, hardware, records)
-    past = history.read(Path(bench.history)) if Path(bench.history).exists() else []
+    past = claims.read(Path(bench.history)) if Path(bench.history).exists() else []
     cells = [export.cell_data(view, cell) for cell in view.cells.values()]
     return Summary(
         en=_document(view, past, config_path, Words("en")),
@@ -70,7 +71,7 @@ def write(summary: Summary, folder: Path) -> None:
     write_text(folder / "summary.md", summary.en)
 
 
-def _document(view: Survey, past: list[history.Row], config_path: str, words: Words) -> str:
+def _document(view: Survey, past: list[claims.Row], config_path: str, words: Words) -> str:
     bench = view.bench
     baselines = [view.cells[bench.baseline_cell(name).name] for name in bench.targets]
     best = [tables.best_or_baseline(view, name) for name in bench.targets]
@@ -85,15 +86,17 @@ def _document(view: Survey, past: list[history.Row], config_path: str, words: Wo
         _bullets(_definitions(bench, words)),
         f"## {words('main')}",
         tables.main_table(view, words).markdown(words),
-        _rows_from(baselines, words),
+        _rows_from(view, baselines, words),
         f"## {words('best')}",
         tables.best_table(view, words).markdown(words),
-        _rows_from(best, words),
+        _rows_from(view, best, words),
         *_section("notes", tables.flag_lines(view, words), words),
         f"## {words('plots')}",
         *_plots(view.folder, words),
         f"## {words('modes')}",
         tables.modes_table(view, config_path, words).markdown(words),
+        f"## {words('trust')}",
+        *_trust(view, words),
         f"## {words('hours')}",
         tables.hours_table(view, words).markdown(words),
         f"## {words('cells')}",
@@ -133,8 +136,27 @@ def _section(key: str, lines: list[str], words: Words) -> list[str]:
     return [f"**{words(key)}**", _bullets(lines)] if lines else []
 
 
-def _rows_from(cells: list[CellState], words: Words) -> str:
-    names = [f"`{cell.median.name}`" for cell in cells if cell.median]
+def _trust(view: Survey, words: Words) -> Iterable[str]:
+    """Tables that say why the figures may be believed; those of which anything is known."""
+    shown = 0
+    for name, table in (
+        ("classes", trust.classes_table(view, words)),
+        ("comparison", trust.comparison_table(view, words)),
+        ("ceilings", trust.ceilings_table(view, words)),
+        ("under_load", trust.cards_table(view, words)),
+        ("shares", trust.shares_table(view, words)),
+    ):
+        if table.rows:
+            shown += 1
+            yield words(name)
+            yield table.markdown(words)
+    if not shown:
+        yield words("no_code")
+
+
+def _rows_from(view: Survey, cells: list[CellState], words: Words) -> str:
+    """The record behind each row, and the field of it behind each column."""
+    names = [tables.run_link(view, cell.median) for cell in cells if cell.median]
     return words("rows_from", runs=", ".join(names) or words("none"))
 
 
@@ -151,7 +173,7 @@ def _plots(folder: Path, words: Words) -> Iterable[str]:
         yield words("no_plots")
 
 
-def _history(past: list[history.Row], folder: Path, words: Words) -> tables.Table:
+def _history(past: list[claims.Row], folder: Path, words: Words) -> tables.Table:
     table = tables.Table(HISTORY_COLUMNS)
     for row in past:
         text, claimed = row.text, row.text["claimed_mfu_percent"]

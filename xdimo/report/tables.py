@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from os.path import relpath
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
@@ -16,13 +17,15 @@ from xdimo.report.words import Words
 from xdimo.spec import ModelSpec, model_spec
 
 COLUMNS = ["hardware", "parameters", "memory", "peak", "throughput", "mfu", "speedup"]
-NOTED = ("started", "changed", "refused", "disabled")  # states whose own words hold the reason
+# States whose own words hold the reason.
+NOTED = ("started", "changed", "refused", "unsteady", "disabled")
 RUNS_COLUMNS = [
     "run",
     "state",
     "attempt",
     "host",
     "samples_per_s",
+    "ci95_run",
     "step_ms",
     "memory",
     "data_wait",
@@ -133,6 +136,8 @@ def _once(cell: CellState, words: Words) -> tuple[str, str]:
 
 def _speedup(survey: Survey, name: str, over: str, words: Words) -> str:
     ratio = survey.speedup(name, over)
+    if axes := survey.differing(name, over):
+        return words("not_comparable", axes=", ".join(words(axis) for axis in axes))
     if ratio is None:
         return _waits(survey, name if survey.cells[name].metrics is None else over, words)
     suffix = f" ({words('baseline')})" if name == survey.bench.baseline else ""
@@ -157,16 +162,37 @@ def _same_batch(survey: Survey, cell: CellState, words: Words) -> str:
     return text if batch == cell.cell.clips_per_gpu else words("at", value=text, batch=batch)
 
 
+def run_link(survey: Survey, run: Run) -> str:
+    """The run's name, leading to its log."""
+    log = run.record.log if run.record else None
+    return f"[`{run.name}`]({_relative(survey.folder, log.path)})" if log else f"`{run.name}`"
+
+
+def cell_link(survey: Survey, cell: CellState) -> str:
+    """The cell's name, leading to the record of its median run."""
+    name = f"`{cell.cell.name}`"
+    log = cell.median.record.log if cell.median and cell.median.record else None
+    return f"[{name}]({_relative(survey.folder, log.path)})" if log else name
+
+
+def _relative(folder: Path, path: Path) -> str:
+    return Path(relpath(path, folder)).as_posix()
+
+
 def modes_table(survey: Survey, config_path: str, words: Words) -> Table:
     """Each target's baseline in both data modes; what is not measured has its command."""
     table = Table(["cell", "mode", "samples_per_s", "step_ms", "data_wait", "mfu", "command"])
-    twins = {twin.target: twin.name for twin in survey.bench.twins.values()}
+    twins = {
+        twin.target: twin.name
+        for twin in survey.bench.twins.values()
+        if twin.mode != survey.bench.latents.mode
+    }
     for target in survey.bench.targets:
         for name in (survey.bench.baseline_cell(target).name, twins[target]):
             cell = survey.cells[name]
             table.rows.append(
                 [
-                    f"`{name}`",
+                    cell_link(survey, cell),
                     cell.cell.mode,
                     *_pace(cell, words),
                     f"`{command(survey.bench, name, config_path)}`",
@@ -197,31 +223,44 @@ def hours_table(survey: Survey, words: Words) -> Table:
             pace = metrics["steps_per_s"]
             hours = [steps / pace / 3600 for steps in (1e4, 1e6)]
             shown = [figures.number(value, words) for value in (pace, *hours)]
-            table.rows.append([f"`{name}`", *shown])
+            table.rows.append([cell_link(survey, survey.cells[name]), *shown])
     return table
 
 
 def cells_table(survey: Survey, config_path: str, words: Words) -> Table:
     """Every cell of the matrix: state, repeats, their spread, speedup and command."""
     table = Table(
-        ["cell", "state", "repeats", "samples_per_s", "range", "ci95", "speedup", "command"]
+        [
+            "cell",
+            "state",
+            "repeats",
+            "samples_per_s",
+            "range",
+            "ci95",
+            "cv",
+            "speedup",
+            "speedup_ci95",
+            "command",
+        ]
     )
     for name in survey.bench.cells:
         cell = survey.cells[name]
         spread = cell.samples_per_s
-        values = [words("unknown")] * 4
+        values = [words("unknown")] * 6
         if spread is not None:
             interval = spread.mean_ci95
             values = [
                 figures.number(spread.median, words),
                 figures.interval(spread.low, spread.high, words),
                 figures.interval(*interval, words) if interval else words("unknown"),
+                figures.percent(spread.cv, words),
                 _speedup(survey, name, survey.bench.baseline, words),
+                figures.ratios(survey.speedup_ci95(name, survey.bench.baseline), words),
             ]
         state = state_text(cell.state, cell.note, words)
         repeats = f"{len(cell.measured)} / {len(cell.runs)}"
         run = f"`{command(survey.bench, name, config_path)}`"
-        table.rows.append([f"`{name}`", state, repeats, *values, run])
+        table.rows.append([cell_link(survey, cell), state, repeats, *values, run])
     return table
 
 
@@ -239,18 +278,27 @@ def _run_row(survey: Survey, run: Run, words: Words) -> list[str]:
     state = "; ".join([state_text(run.state, run.note, words), *_earlier(run, words)])
     outcome = run.record.run if run.record else None
     who = [str(outcome.attempt), outcome.host] if outcome else ["", ""]
-    values = [""] * 5
+    values = [""] * 6
     if run.state == "ok" and run.metrics:
         metrics = run.metrics
         loss = [figures.number(metrics[key], words) for key in ("loss_start", "loss_end")]
         values = [
             figures.number(metrics["samples_per_s"], words),
+            _interval(metrics, words),
             figures.number(1000 * metrics["median_step_s"], words),
             figures.memory(metrics, words),
             figures.percent(metrics["data_wait_share"], words),
             " → ".join(loss),
         ]
     return [f"`{run.name}`", state, *who, *values, _link(survey.folder, run)]
+
+
+def _interval(metrics: dict[str, Any], words: Words) -> str:
+    """Of one run's samples/s, or why it has none."""
+    interval, short = metrics["samples_per_s_ci95"], metrics["window_too_short"]
+    if interval:
+        return figures.interval(interval[0], interval[1], words)
+    return words("too_short", n=short["n"], tau=f"{short['tau']:.1f}")
 
 
 def _earlier(run: Run, words: Words) -> Iterable[str]:
@@ -270,11 +318,11 @@ def _link(folder: Path, run: Run) -> str:
     if run.record is None:
         return ""
     path = run.record.log.path if run.record.log else run.record.path
-    return f"[{path.name}]({Path(relpath(path, folder)).as_posix()})"
+    return f"[{path.name}]({_relative(folder, path)})"
 
 
 def flag_lines(survey: Survey, words: Words) -> list[str]:
-    """What a reader must know of single runs."""
+    """What a reader must know of single runs, and of cells whose repeats differ."""
     flagged: dict[str, list[str]] = {}
     for run in survey.runs:
         for flag in (run.metrics or {}).get("flags", []):
@@ -284,4 +332,8 @@ def flag_lines(survey: Survey, words: Words) -> list[str]:
         what, _, detail = flag.partition(": ")
         shown = words("with_reason", word=words(what), note=detail) if detail else words(what)
         lines.append(f"{', '.join(names)}: {shown}")
+    for cell in survey.cells.values():
+        if cell.samples_per_s and cell.samples_per_s.scattered:
+            share = figures.percent(cell.samples_per_s.cv, words)
+            lines.append(f"`{cell.cell.name}`: {words('scattered', cv=share)}")
     return lines

@@ -19,7 +19,14 @@ WORDS: dict[str, tuple[str, str]] = {
         "测试批次 `{campaign}`：已完成 {done} / {runs} 次运行。",
     ),
     "other_language": ("中文：[summary.zh.md](summary.zh.md)", "English: [summary.md](summary.md)"),
-    "rows_from": ("Rows from runs: {runs}.", "各行数据来自运行：{runs}。"),
+    "rows_from": (
+        "Rows from runs: {runs}. Columns from their log lines: parameters `header.effective`, "
+        "memory `memory.peak_reserved_gib` (CPU: `host_peak_gib`), peak `header.devices` and "
+        "`hardware.yaml`, throughput, MFU and speedup `window.wall_s`.",
+        "各行数据来自运行：{runs}。各列来自其日志行：模型参数 `header.effective`，"
+        "显存 `memory.peak_reserved_gib`（CPU：`host_peak_gib`），峰值 `header.devices` 与 "
+        "`hardware.yaml`，吞吐量、MFU 与加速比 `window.wall_s`。",
+    ),
     "none": ("none", "无"),
     # section headings
     "main": ("Results: each target at its baseline variant", "结果：各硬件的基准配置"),
@@ -27,6 +34,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "definitions": ("How each number is made", "各数字的计算方法"),
     "plots": ("Plots", "图"),
     "modes": ("Both data modes of the baseline", "基准配置的两种数据模式"),
+    "trust": ("Why these figures may be believed", "这些数字为何可信"),
     "hours": ("Hours of training", "训练所需小时数"),
     "cells": ("Cells and their commands", "各单元及其命令"),
     "runs": ("Run by run", "逐次运行"),
@@ -44,6 +52,86 @@ WORDS: dict[str, tuple[str, str]] = {
     "mfu": ("MFU", "MFU(浮点利用率)"),
     "speedup": ("Speedup", "加速比"),
     "same_batch": ("Iso-batch speedup", "同批量加速比"),
+    # tables of trust
+    "classes": (
+        "**Classes of steps** (log lines `step`): how many, and their median. Only regular steps "
+        "vary by chance and make the interval; all timed ones are in the throughput. Steady from: "
+        "the first step that already took what the window's steps take. Alike: autocorrelation "
+        "time, in steps.",
+        "**步的类别**（日志行 `step`）：个数与中位数。只有常规步随机波动并构成置信区间；"
+        "所有计时步都计入吞吐量。稳态起始步：用时已与窗口相同的第一步。相关：自相关时间，以步计。",
+    ),
+    "comparison": (
+        "**What stands beside each speedup**: shown, not refused. Where model, precision, FLOP "
+        "formula, data mode or dataset differ there is no speedup.",
+        "**加速比的旁注**：只列出，不据此拒绝。模型、精度、浮点公式、数据模式或数据集不同，"
+        "则不给加速比。",
+    ),
+    "ceilings": (
+        "**Ceilings** (log lines `calibration`, mean of ranks, before and after): MFU against the "
+        "declared peak, the tensor peak, and a large square product measured on the same cards.",
+        "**上限**（日志行 `calibration`，各进程前后平均）：相对声明峰值、张量峰值，"
+        "以及在同一批卡上实测的大矩阵乘的 MFU。",
+    ),
+    "under_load": (
+        "**Cards under load** (log lines `telemetry`, over the timed window). Power is of all "
+        "cards together; others: processes not of the run on its cards / other cards of the host "
+        "at work; links: PCIe generation / width / NVLinks up.",
+        "**负载下的卡**（日志行 `telemetry`，计时窗口内）。功率为所有卡之和；"
+        "其他：本次所用卡上的外来进程 / 主机上在工作的其他卡；链路：PCIe 代 / 宽度 / NVLink 数。",
+    ),
+    "shares": (
+        "**Parts of the step** (log line `ledger`), from steps profiled outside the timed window; "
+        "an all-reduce counts where nothing hides it.",
+        "**一步的组成**（日志行 `ledger`），来自计时窗口之外的剖析；"
+        "all-reduce 只计未被掩盖的部分。",
+    ),
+    "steady_from": ("Steady from step", "稳态起始步"),
+    "tau": ("Alike", "相关"),
+    "class_regular": ("Regular", "常规"),
+    "class_first": ("First", "首步"),
+    "class_capture": ("Capture", "捕获"),
+    "class_checkpoint": ("Checkpoint", "检查点"),
+    "class_epoch": ("Epoch edge", "轮次边界"),
+    "class_warmup": ("Warm-up", "预热"),
+    "class_stall": ("Stall", "停顿"),
+    "implementation": ("Implementation", "实现"),
+    "speedup_reference": ("Speedup of the reference", "参考实现的加速比"),
+    "mfu_declared": ("MFU (declared peak)", "MFU（声明峰值）"),
+    "mfu_tensor": ("MFU (tensor peak)", "MFU（张量峰值）"),
+    "mfu_measured": ("MFU (measured product)", "MFU（实测矩阵乘）"),
+    "gemm": ("Product, TFLOP/s", "矩阵乘，TFLOP/s"),
+    "gemm_change": ("After against before", "之后相对之前"),
+    "copy": ("Copy, GB/s", "复制，GB/s"),
+    "all_reduce": ("All-reduce, GB/s", "All-reduce，GB/s"),
+    "sm_mhz": ("SM MHz, median (lowest)", "SM MHz，中位（最低）"),
+    "memory_mhz": ("Memory MHz", "显存 MHz"),
+    "power": ("Power, W", "功率，W"),
+    "energy": ("J/sample", "J/样本"),
+    "temperature": ("Hottest card, °C, start to end", "最热的卡，°C，始至末"),
+    "throttle": ("Throttled, share of samples", "降频，占采样的比例"),
+    "others": ("Others", "其他"),
+    "host_load": ("Host load", "主机负载"),
+    "links": ("Links", "链路"),
+    "profiled_ms": ("Profiled step, ms", "剖析的一步，毫秒"),
+    "part_data": ("Data wait", "等待数据"),
+    "part_host_to_device": ("Host to device", "主机到设备"),
+    "part_vae": ("VAE", "VAE"),
+    "part_forward": ("Forward", "前向"),
+    "part_backward": ("Backward", "反向"),
+    "part_all_reduce": ("Exposed all-reduce", "未掩盖的 all-reduce"),
+    "part_optimizer": ("Optimizer, EMA", "优化器与 EMA"),
+    "part_other": ("Other", "其他"),
+    "stated": ("stated", "标称"),
+    "measured": ("measured", "实测"),
+    "not_calibrated": ("not calibrated", "未校准"),
+    "axis_tflops": ("TFLOP/s a card (log)", "每卡 TFLOP/s（对数）"),
+    "axis_intensity": ("FLOPs a byte (log)", "每字节浮点运算（对数）"),
+    "title_roofline": (
+        "Roofline: stated peaks, measured products and copies, and the training step",
+        "屋顶线：标称峰值、实测矩阵乘与复制，以及训练步",
+    ),
+    "step_of": ("step of {cell}", "{cell} 的一步"),
     # other columns
     "cell": ("Cell", "单元"),
     "state": ("State", "状态"),
@@ -51,6 +139,11 @@ WORDS: dict[str, tuple[str, str]] = {
     "samples_per_s": ("Samples/s", "样本/秒"),
     "range": ("Min to max", "最小至最大"),
     "ci95": ("Mean, 95 % interval", "均值的 95 % 置信区间"),
+    "ci95_run": ("95 % interval", "95 % 置信区间"),
+    "too_short": (
+        "window too short: n = {n}, autocorrelation time {tau} steps",
+        "窗口太短：n = {n}，自相关时间 {tau} 步",
+    ),
     "steps_per_s": ("Steps/s", "步/秒"),
     "command": ("Command", "命令"),
     "mode": ("Data mode", "数据模式"),
@@ -104,6 +197,8 @@ WORDS: dict[str, tuple[str, str]] = {
         "pending (config or videos changed since run: {note})",
         "待填（运行之后配置或视频已改变：{note}）",
     ),
+    "unsteady": ("no steady window: {note}", "没有稳态窗口：{note}"),
+    "unsteady_word": ("no steady window", "没有稳态窗口"),
     "refused": ("refused: {note}", "记录不可用：{note}"),
     "started_word": ("pending", "待填"),
     "changed_word": ("pending", "待填"),
@@ -115,6 +210,14 @@ WORDS: dict[str, tuple[str, str]] = {
     "waits": ("waits for {cell}", "等待 {cell}"),
     "waits_state": ("waits for {cell} ({state})", "等待 {cell}（{state}）"),
     "no_same_batch": ("no batch in common", "没有共同的批量"),
+    "not_comparable": ("not comparable: {axes}", "不可比较：{axes}"),
+    "model": ("model", "模型"),
+    "clip": ("clip", "片段"),
+    "FLOP formula": ("FLOP formula", "浮点计算公式"),
+    "data mode": ("data mode", "数据模式"),
+    "scattered": ("repeats differ: coefficient of variation {cv}", "重复之间差异大：变异系数 {cv}"),
+    "cv": ("CV", "变异系数"),
+    "speedup_ci95": ("Speedup, 95 % interval", "加速比的 95 % 置信区间"),
     "baseline": ("baseline", "基准"),
     "some_variants": ("{done} of {all} variants measured", "已测 {done} / {all} 个配置"),
     "at": ("{value} at bs{batch}", "{value}（bs{batch}）"),
@@ -132,6 +235,14 @@ WORDS: dict[str, tuple[str, str]] = {
     "unknown card": ("unknown card, so no MFU", "未知的卡，因此没有 MFU"),
     "not the target's card": ("not the target's card", "不是该目标的卡"),
     "window shorter than asked": ("timed steps fewer than asked", "计时步数少于要求"),
+    "throttled": ("throttled, share of the samples", "降频，占采样的比例"),
+    "other processes": ("other processes on our cards", "本次使用的卡上有其他进程"),
+    "shared host": ("shared host: other cards at work", "共享主机：其他卡在工作"),
+    "ECC errors": ("uncorrected ECC errors", "不可纠正的 ECC 错误"),
+    "card changed": (
+        "plain products after the run against before it",
+        "运行之后与之前的纯矩阵乘速率之差",
+    ),
     "code dirty": ("code with uncommitted changes", "代码有未提交修改"),
     # sentences
     "random_vae": (

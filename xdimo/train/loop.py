@@ -142,6 +142,7 @@ def _steps(
             "data_wait_s": waited,
             "lr": spec.optimizer.learning_rate,
             "epoch": int(batch["epoch"]),
+            "kind": take_step.kind,
         }
         timer.step(fields, loss, grad_norm)
         _log_steps(record, timer.finished(), progress)

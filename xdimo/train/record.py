@@ -3,9 +3,9 @@
 header       what ran: spec hash, code, versions, devices, declared and effective settings
 calibration  when (before or after the steps), rank, TFLOP/s of a large product and of the model's
              own, GB/s of a copy (read and written) and of an all-reduce (null: one rank)
-step         step, phase (warmup or timed), step_s, data_wait_s, loss, grad_norm, lr, epoch; loss is
-             rank 0's own, grad_norm that of the averaged gradient
-checkpoint   step, seconds it took (inside the timed window it counts as a stall)
+step         step, phase (warmup or timed), step_s, data_wait_s, loss, grad_norm, lr, epoch, kind
+             (eager, capture or replay); loss is rank 0's own, grad_norm of the averaged gradient
+checkpoint   step, seconds it took: they lie in the next step's time
 window       the timed steps: first_step, last_step, wall_s between two device synchronisations
 telemetry    one a card and sample of the window: t_s since its start, clocks, power, temperature,
              what holds the clock down, uncorrected ECC errors since the driver came up, processes

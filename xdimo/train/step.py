@@ -35,6 +35,7 @@ class Step:
         self.parameters = [p for p in state.model.parameters() if p.requires_grad]
         # Encloses each part of a step; a profiler gives them names.
         self.part: Callable[[str], AbstractContextManager[Any]] = lambda name: nullcontext()
+        self.kind = "eager"
 
     def __call__(self, batch: dict[str, Any], clips_norm: bool) -> tuple[Tensor, Tensor]:
         spec, state = self.spec, self.state
@@ -71,12 +72,14 @@ class CapturedStep:
         self.stream = torch.cuda.Stream()
         self.buffers: dict[str, Tensor] = {}
         self.graphs: dict[bool, tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]]] = {}
+        self.kind = "eager"  # of the last step taken: eager, capture or replay
 
     def __call__(self, batch: dict[str, Any], clips_norm: bool) -> tuple[Tensor, Tensor]:
         self._take(batch)
         self.taken += 1
         if self.taken <= EAGER_STEPS:
             return self._on_side_stream(clips_norm)
+        self.kind = "replay" if clips_norm in self.graphs else "capture"
         if clips_norm not in self.graphs:
             self.graphs[clips_norm] = self._capture(clips_norm)
         graph, results = self.graphs[clips_norm]

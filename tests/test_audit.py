@@ -1,0 +1,293 @@
+"""Claims explained: the two historical rows, and one planted mistake of each kind."""
+
+import json
+from pathlib import Path
+
+import pytest
+import records
+
+from xdimo.cli import parser
+from xdimo.errors import UserError
+from xdimo.files import read_json, write_json
+from xdimo.measure import claims, textlog
+from xdimo.measure.audit import Claim, Figure, batch_in_speedup, explain, of_row
+from xdimo.measure.formulas import miscounts, training_flops
+from xdimo.measure.metrics import write
+from xdimo.model.flops import model_flops
+from xdimo.report.audit import as_text, collect
+
+HARDWARE = records.hardware()
+MOE = claims.sample_of("S/2 4 experts top-2")
+HISTORY = records.ROOT / "config/history.csv"
+
+
+def claim(**changes) -> Claim:
+    """A right claim of an H200: 4 GPUs x 4 clips at 20 steps/s."""
+    fields = {
+        "name": "row",
+        "where": "claims.csv line 2",
+        "source": "history",
+        "card": "h200",
+        "device": "NVIDIA H200",
+        "gpus": 4,
+        "global_batch": 16,
+        "steps_per_s": Figure.written("20.00"),
+        "sample": MOE,
+    }
+    return Claim(**{**fields, **changes})
+
+
+def tflops(*mistakes: str, rate: float = 320.0) -> float:
+    return rate * training_flops(MOE.model, mistakes, **MOE.shape) / 1e12
+
+
+def claimed(value: float, peak: float = 989.0, **changes) -> Claim:
+    """What someone writes down who has these TFLOP/s and divides by this peak."""
+    mfu = 100 * value / (4 * peak)
+    return claim(
+        tflops=Figure.written(f"{value:.1f}"),
+        mfu=Figure(float(f"{mfu:.1f}") / 100, 0.05 / mfu),
+        **changes,
+    )
+
+
+@pytest.mark.parametrize(("line", "peak"), [(0, ("declared", 91.1)), (1, ("tensor", 989.0))])
+def test_a_historical_row_is_explained_as_a_chain_of_named_mistakes(line, peak):
+    told = explain(of_row(claims.read(HISTORY)[line], HARDWARE), HARDWARE)
+    chain = [(round(link.flops / 1e12, 4), link.mistake) for link in told.chain]
+    assert chain == [
+        (8.4654, None),
+        (16.9308, "multiply-adds for FLOPs"),
+        (1.4496, "forgotten patchify"),
+        (0.5526, "joint attention"),
+        (0.9005, "top-k ignored"),
+        (0.9015, "layers alone"),
+    ]
+    assert (told.peak.name, told.peak.tflops) == peak
+    assert told.unexplained == []
+    expected = [(25.2, 0.0087), (9.2, 0.0046)][line]
+    assert (told.tflops, told.mfu["tensor"]) == (
+        pytest.approx(expected[0], abs=0.05),
+        pytest.approx(expected[1], abs=5e-5),
+    )
+    assert ("wrong peak kind" in told.mistakes) == (line == 0)
+
+
+def test_the_historical_formula_is_the_closed_form_it_was():
+    n, d = 16 * 32 * 32, 384
+    closed = 3 * 12 * (4 * n * d**2 + 2 * n**2 * d + 8 * n * d**2)
+    worst = ("multiply-adds for FLOPs", "forgotten patchify", "joint attention", "top-k ignored")
+    assert training_flops(MOE.model, (*worst, "layers alone"), **MOE.shape) == closed
+
+
+def test_no_mistake_is_the_models_own_count():
+    right = model_flops(MOE.model, **MOE.shape).training
+    assert training_flops(MOE.model, (), **MOE.shape) == right
+    assert next(iter(miscounts(MOE.model))) == ()
+
+
+def test_a_right_claim_has_nothing_to_explain():
+    told = explain(claimed(tflops()), HARDWARE)
+    assert (told.mistakes, told.unexplained) == ([], [])
+    assert told.peak.name == "tensor"
+
+
+PLANTED = [
+    ("multiply-adds for FLOPs",),
+    ("forgotten patchify",),
+    ("joint attention",),
+    ("all experts counted",),
+    ("top-k ignored",),
+    ("forgotten patchify", "all experts counted"),
+]
+
+
+@pytest.mark.parametrize("mistakes", PLANTED, ids=lambda made: " + ".join(made))
+def test_a_planted_miscount_is_named(mistakes):
+    told = explain(claimed(tflops(*mistakes, "layers alone")), HARDWARE)
+    assert sorted(told.mistakes) == sorted([*mistakes, "layers alone"])
+    assert told.unexplained == []
+    assert told.tflops == pytest.approx(tflops(), rel=1e-6)
+
+
+def test_a_wrong_kind_of_peak_is_named():
+    declared = explain(
+        claimed(tflops(), 91.1, card="rtx6000ada", device="NVIDIA RTX 6000 Ada Generation"),
+        HARDWARE,
+    )
+    assert declared.mistakes == ["wrong peak kind"] and "FP32 shader rate" in declared.notes[0]
+    sparse = explain(claimed(tflops(), 2 * 989), HARDWARE)
+    assert sparse.mistakes == ["wrong peak kind"] and sparse.peak.name == "sparse"
+    other = explain(claimed(tflops(), 312), HARDWARE)
+    assert other.mistakes == ["wrong peak kind"] and other.peak.name == "of A100"
+
+
+def test_an_unknown_card_gets_no_mfu_whatever_it_claimed():
+    told = explain(claimed(tflops(), 312, card=None, device="X9"), HARDWARE)
+    assert told.mistakes == ["unknown card"] and told.mfu == {}
+    odd = explain(claimed(tflops(), 123.4, card=None, device="X9"), HARDWARE)
+    assert odd.mistakes == ["unknown card"] and odd.unexplained
+
+
+def test_a_clamped_value_is_named():
+    fast = claim(
+        card="rtx6000ada",
+        device="NVIDIA RTX 6000 Ada Generation",
+        tflops=Figure.written(f"{tflops(rate=480):.1f}"),
+        steps_per_s=Figure.written("30.0"),
+        mfu=Figure(1.0, 0.005),
+    )
+    told = explain(fast, HARDWARE)
+    assert told.mistakes == ["clamped value"] and "118.7 % (declared)" in told.notes[0]
+
+
+def test_the_first_window_counted_is_named():
+    slow = claim(
+        steps_per_s=Figure.written("17.3"), steady_steps_per_s=20.01, all_steps_per_s=17.31
+    )
+    told = explain(slow, HARDWARE)
+    assert told.mistakes == ["first window counted"]
+    assert told.tflops == pytest.approx(tflops(rate=20.01 * 16))
+
+
+def test_a_batch_mixed_into_a_speedup_is_named():
+    base = claim(name="base", global_batch=4, steps_per_s=Figure.written("10.0"))
+    mine = claim(speedup=Figure.written("8.0"), over="base")
+    assert "2 times in steps/s at 4 against 1 clips a GPU" in batch_in_speedup(mine, base)
+    fair = claim(name="base", steps_per_s=Figure.written("2.5"))
+    assert batch_in_speedup(mine, fair) is None
+
+
+def test_what_nothing_explains_stays_unexplained():
+    told = explain(claimed(3.21 * tflops()), HARDWARE)
+    assert told.mistakes == [] and "3.21 times" in told.unexplained[0]
+
+
+LOG = """\
+[2026-03-01 10:00:00] Starting
+(step=0000100/epoch=0000) Loss: 0.9000 | GradNorm: 0.5 | Steps/Sec: 2.00 | Samples/s: 16.0 | Achieved: 135.4 TFLOPs/s | MFU: 18.6%
+(step=0000200/epoch=0001) Loss: 0.5000 | GradNorm: 0.5 | Steps/Sec: 3.50 | Samples/s: 28.0 | Achieved: 237.0 TFLOPs/s | MFU: 32.5%
+(step=0000300/epoch=0003) Loss: 0.1234 | GradNorm: 0.5 | Steps/Sec: 3.50 | Samples/s: 28.0 | Achieved: 237.0 TFLOPs/s | MFU: 32.5%
+"""  # noqa: E501 -- as the older programs wrote it
+
+
+@pytest.fixture
+def text_log(tmp_path) -> Path:
+    path = tmp_path / "latte.log"
+    path.write_text(LOG)
+    return path
+
+
+def test_a_text_log_gives_the_same_metrics(text_log):
+    told = textlog.metrics(text_log)
+    assert told["source"] == "text log"
+    assert (told["global_batch"], told["steps_per_s"], told["samples_per_s"]) == (8, 3.5, 28.0)
+    assert told["all_steps_per_s"] == pytest.approx(300 / (50 + 200 / 3.5))  # 50 s of start in it
+    assert (told["loss_start"], told["loss_end"]) == (0.9, 0.1234)
+    assert told["samples_per_s_ci95"] is None and told["window_too_short"]["n"] == 2
+
+
+def test_a_text_log_is_explained_like_a_row(text_log):
+    (found,) = collect([text_log], HARDWARE, card="rtx6000ada", gpus=8)
+    told = explain(found, HARDWARE)
+    assert told.mistakes[:4] == [
+        "multiply-adds for FLOPs",
+        "forgotten patchify",
+        "joint attention",
+        "top-k ignored",
+    ]
+    assert told.peak.name == "declared" and told.unexplained == []
+    assert "text log, " in as_text([found], HARDWARE) and "line 4" in found.where
+
+
+def test_older_lines_lack_fields_and_name_them_otherwise(tmp_path):
+    path = tmp_path / "old.log"
+    path.write_text(
+        "(step=0000100) Train Loss: 0.1500, Train Steps/Sec: 1.25\n"
+        "(step=0000200) Train Loss: 0.1400, Gradient Norm: 0.2, Train Steps/Sec: 1.30\n"
+    )
+    first, second = textlog.read(path)
+    assert (first.loss, first.steps_per_s, first.epoch, first.tflops) == (0.15, 1.25, None, None)
+    assert second.grad_norm == 0.2
+    told = textlog.metrics(path)
+    assert (told["steps_per_s"], told["samples_per_s"], told["claimed_tflops"]) == (1.3, None, None)
+    assert textlog.metrics(path, global_batch=8)["samples_per_s"] == pytest.approx(10.4)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("nothing here\n", "no line such as"),
+        ("(step=2) Loss: 1\n(step=1) Loss: 1\n", "line 2: step 1 after step 2"),
+        ("(step=2) Loss: 1.2.3\n", "line 1: Loss: '1.2.3' is no number"),
+    ],
+)
+def test_a_text_log_that_cannot_be_read_is_named(tmp_path, text, says):
+    path = tmp_path / "bad.log"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"bad\.log") as error:
+        textlog.read(path)
+    assert says in str(error.value)
+
+
+def test_a_row_that_counted_the_first_window_is_found_out_by_its_log(text_log, tmp_path):
+    rate = textlog.metrics(text_log)["all_steps_per_s"]
+    row = HISTORY.read_text().splitlines()[1].replace(",3.5,235,32,", f",{rate:.2f},,,")
+    row = row.replace("rounded by hand,,", f"rounded by hand,{text_log},")
+    table = tmp_path / "claims.csv"
+    table.write_text(",".join(claims.COLUMNS) + f"\n{row}\n")
+    (found,) = collect([table], HARDWARE)
+    assert explain(found, HARDWARE).mistakes == ["first window counted"]
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    bench = records.bench(tmp_path / "results", train={"timed_steps": 60})
+    return records.write_run(bench, "gpu_h200-bs4-r1")
+
+
+def audit(*arguments) -> int:
+    parsed = parser().parse_args(["audit", *map(str, arguments)])
+    return parsed.run(parsed)
+
+
+def test_records_are_re_derived_and_a_changed_metrics_file_is_found_out(run, capsys):
+    assert audit("--strict", run.parent) == 0
+    assert "mistakes   none found" in capsys.readouterr().out
+    metrics = write(run / "run.json", HARDWARE, run / "metrics.json")
+    wrong = {"mfu_tensor": metrics["mfu_tensor"] / 2}  # a peak with sparsity
+    write_json(run / "metrics.json", {**metrics, **wrong})
+    audit(run, "--json")
+    (told,) = json.loads(capsys.readouterr().out)
+    assert told["mistakes"] == ["wrong peak kind"] and told["peak"]["name"] == "sparse"
+    log = [json.loads(line) for line in (run / "attempts/1/log.jsonl").open()]
+    step_s = [line["step_s"] for line in log if line["event"] == "step"]
+    scale = len(step_s) / sum(step_s) / metrics["steps_per_s"]
+    wrong = {key: metrics[key] * scale for key in ("steps_per_s", "model_tflops_per_s")}
+    wrong["mfu_tensor"] = metrics["mfu_tensor"] * scale
+    write_json(run / "metrics.json", {**metrics, **wrong})
+    audit(run, "--json")
+    (told,) = json.loads(capsys.readouterr().out)
+    assert told["mistakes"] == ["first window counted"]
+
+
+def test_strict_names_every_broken_rule_with_file_and_line(run, capsys):
+    log = run / "attempts/1/log.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    lines[0] = lines[0].replace('"top_k": 2', '"top_k": 1')
+    lines[8], lines[9] = lines[9], lines[8]
+    lines.append(lines[-1])
+    log.write_text("".join(lines))
+    facts = read_json(run / "run.json")
+    write_json(run / "run.json", {**facts, "log_sha256": None, "ended": "2020-01-01T00:00:00Z"})
+    assert audit("--strict", run.parent) == 1
+    out = capsys.readouterr().out
+    assert "run.json: ended 2020-01-01T00:00:00Z, before it started" in out
+    assert "log.jsonl line 1: effective.top_k: 1; the spec says 2 [declared is effective]" in out
+    assert "log.jsonl line 10: step.step: 8 after 9 " in out
+    assert f"log.jsonl line {len(lines)}: 2 of footer; expected 1" in out
+
+
+def test_a_folder_without_runs_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"no spec.json in it or below"):
+        audit(tmp_path)

@@ -1,0 +1,112 @@
+"""Whether step times are steady, and from which step on.
+
+Steady: no change of level, no trend and no run-in that is both more than chance (p < 10^-4, with
+the noise's autocorrelation) and more than 2 % of the mean step. Smaller ones are let through: the
+window's mean is then within 1 % of either end.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtr
+
+from xdimo.measure.interval import scatter
+
+FEWEST_STEPS = 20  # below, nothing can be said
+CHANCE = 1e-4
+TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class Change:
+    what: str  # shift, trend or run-in
+    share: float  # of the mean step, signed
+    at: int | None  # index of the first value after a shift
+
+
+def change(series: NDArray[np.float64]) -> Change | None:
+    """The first of the three kinds of change that ``series`` (step times in order) shows."""
+    if len(series) < FEWEST_STEPS:
+        return None
+    return next((found for test in (_shift, _trend, _run_in) if (found := test(series))), None)
+
+
+def steady_from(series: NDArray[np.float64]) -> int | None:
+    """Index from which ``series`` is steady to its end; None where its last quarter is not.
+
+    Looked for in steps of a twentieth, and from there backwards one by one.
+    """
+    n = len(series)
+    stride = max(1, n // 20)
+    starts = range(0, 3 * n // 4 + 1, stride)
+    start = next((first for first in starts if change(series[first:]) is None), None)
+    while start and change(series[start - 1 :]) is None:
+        start -= 1
+    return start
+
+
+def warm_from(series: NDArray[np.float64], first: int) -> int:
+    """Index from which the values before ``first`` are already like those after it.
+
+    Medians of five are compared, so that one slow step does not begin the warm-up again.
+    """
+    level = float(np.median(series[first:]))
+    fives = np.lib.stride_tricks.sliding_window_view(series, min(5, len(series)))
+    off = np.abs(np.median(fives, axis=1) - level)
+    usual = float(off[first:].max(initial=0.0))
+    unlike = np.flatnonzero(off[:first] > max(usual, TOLERANCE * level))
+    return int(unlike[-1]) + 1 if len(unlike) else 0
+
+
+def _shift(series: NDArray[np.float64]) -> Change | None:
+    """One change of level, wherever it explains most."""
+    n = len(series)
+    edge = max(5, n // 30)
+    count = np.arange(edge, n - edge + 1)
+    total = np.cumsum(series)
+    before = total[count - 1] / count
+    after = (total[-1] - total[count - 1]) / (n - count)
+    best = int(np.argmax(count * (n - count) * (after - before) ** 2))
+    at, step = int(count[best]), float(after[best] - before[best])
+    residual = series - np.where(np.arange(n) < at, before[best], after[best])
+    return _judged("shift", series, step, residual, 1 / at + 1 / (n - at), at)
+
+
+def _trend(series: NDArray[np.float64]) -> Change | None:
+    """A straight line; its rise over the whole series."""
+    n = len(series)
+    place = (np.arange(n) - (n - 1) / 2) / n
+    rise = float(place @ series / (place @ place))
+    residual = series - series.mean() - rise * place
+    return _judged("trend", series, rise, residual, 1 / float(place @ place), None)
+
+
+def _run_in(series: NDArray[np.float64]) -> Change | None:
+    """The first tenth against the last half, whose scatter alone is used (J. Geweke, 1992)."""
+    n = len(series)
+    first, last = series[: n // 10], series[n // 2 :]
+    excess = float(first.mean() - last.mean())
+    return _judged(
+        "run-in", series, excess, last - last.mean(), 1 / len(first) + 1 / len(last), None
+    )
+
+
+def _judged(
+    what: str,
+    series: NDArray[np.float64],
+    difference: float,
+    residual: NDArray[np.float64],
+    per_value: float,
+    at: int | None,
+) -> Change | None:
+    share = difference / float(series.mean())
+    if abs(share) <= TOLERANCE:
+        return None
+    noise = scatter(residual)
+    error = noise.standard_error(per_value)
+    if error == 0:
+        return Change(what, share, at)
+    freedom = max(1.0, noise.freedom - 1)
+    chance = 2 * float(stdtr(freedom, -abs(difference) / error))
+    return Change(what, share, at) if chance < CHANCE else None

@@ -1,0 +1,217 @@
+"""`xdimo audit`: claims of tables, records and text logs, each with what it should be and why."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from xdimo.config import Hardware
+from xdimo.errors import UserError
+from xdimo.files import read_json
+from xdimo.measure import claims, textlog
+from xdimo.measure.audit import (
+    Claim,
+    Explanation,
+    Figure,
+    batch_in_speedup,
+    explain,
+    of_row,
+)
+from xdimo.measure.claims import Sample
+from xdimo.measure.metrics import derive
+from xdimo.measure.records import check_run, read_run
+from xdimo.measure.rules import Finding
+
+
+def collect(
+    paths: Iterable[Path],
+    hardware: Hardware,
+    *,
+    card: str | None = None,
+    gpus: int | None = None,
+    global_batch: int | None = None,
+    model: str = "S/2 4 experts top-2",
+) -> list[Claim]:
+    """Every claim under ``paths``: tables (.csv), folders of runs, anything else a text log.
+
+    The rest is what a text log does not say. Raises UserError where one cannot be read.
+    """
+    found: list[Claim] = []
+    for path in paths:
+        if path.suffix == ".csv":
+            found += [_with_series(of_row(row, hardware), row) for row in claims.read(path)]
+        elif path.is_dir():
+            found += [claim for folder in runs(path) for claim in _of_run(folder, hardware)]
+        else:
+            sample = claims.sample_of(model)
+            if sample is None:
+                raise UserError(f"--model: {model!r}; expected such as 'S/2 4 experts top-2'")
+            found.append(_of_text(path, card, gpus, global_batch, sample))
+    return found
+
+
+def runs(folder: Path) -> list[Path]:
+    """Folders of runs in ``folder``, or itself."""
+    found = sorted(path.parent for path in folder.rglob("spec.json"))
+    if not found:
+        raise UserError(f"{folder}: no spec.json in it or below")
+    return found
+
+
+def broken(paths: Iterable[Path]) -> Iterator[Finding]:
+    """Every rule that a record under the folders of ``paths`` breaks."""
+    for path in paths:
+        if path.is_dir():
+            for folder in runs(path):
+                yield from check_run(folder)
+
+
+def _with_series(claim: Claim, row: claims.Row) -> Claim:
+    """The claim with the rates of the record that its row names, where that is at hand."""
+    record = Path(row.text["record"])
+    if not row.text["record"] or not record.is_file():
+        return claim
+    if record.suffix == ".jsonl":
+        return claim  # its own folder is audited as a run
+    told = textlog.metrics(record)
+    rates = {"steady": told["steps_per_s"], "all": told["all_steps_per_s"]}
+    return _replaced(claim, steady_steps_per_s=rates["steady"], all_steps_per_s=rates["all"])
+
+
+def _replaced(claim: Claim, **changes: Any) -> Claim:
+    return Claim(**{**vars(claim), **changes})
+
+
+def _of_run(folder: Path, hardware: Hardware) -> Iterator[Claim]:
+    """What metrics.json claims of a run, or what its record gives now where there is none."""
+    try:
+        record = read_run(folder)
+    except UserError:
+        return  # `--strict` says why
+    derived = derive(record, hardware)
+    if derived.get("samples_per_s") is None or record.log is None:
+        return
+    path = folder / "metrics.json"
+    told = read_json(path) if path.exists() else derived
+    steps = record.log.steps
+    spec = record.spec
+    device = derived["device"]
+    card = next((name for name, c in hardware.cards.items() if device in c.devices), None)
+    mfu = told.get("mfu_tensor")
+    yield Claim(
+        name=spec.run,
+        where=str(path if path.exists() else record.log.path),
+        source="record",
+        card=card,
+        device=device,
+        gpus=spec.gpus,
+        global_batch=spec.global_batch,
+        steps_per_s=Figure.exact(told["steps_per_s"]),
+        sample=Sample(spec.model, spec.data.frames, spec.latent_size, spec.vae.latent_channels),
+        tflops=Figure.exact(told["model_tflops_per_s"]),
+        mfu=None if mfu is None else Figure.exact(mfu),
+        steady_steps_per_s=derived["steps_per_s"],
+        all_steps_per_s=len(steps) / float(steps["step_s"].sum()),
+    )
+
+
+def _of_text(
+    path: Path, card: str | None, gpus: int | None, batch: int | None, sample: Sample
+) -> Claim:
+    """The last line that says how fast it was, as the format rounds it."""
+    told = textlog.metrics(path, batch)
+    lines = [line for line in textlog.read(path) if line.steps_per_s]
+    if not lines:
+        raise UserError(f"{path}: no line has Steps/Sec")
+    last = next((line for line in reversed(lines) if line.tflops or line.mfu_percent), lines[-1])
+    mfu = Figure.written(f"{last.mfu_percent:.1f}") if last.mfu_percent else None
+    return Claim(
+        name=path.stem,
+        where=f"{path} line {last.line}",
+        source=textlog.SOURCE,
+        card=card,
+        device=None,
+        gpus=gpus,
+        global_batch=told["global_batch"],
+        steps_per_s=Figure.written(f"{last.steps_per_s:.2f}"),
+        sample=sample,
+        tflops=Figure.written(f"{last.tflops:.1f}") if last.tflops else None,
+        mfu=Figure(mfu.value / 100, mfu.slack) if mfu else None,
+    )
+
+
+def as_text(found: list[Claim], hardware: Hardware) -> str:
+    return "\n\n".join(_text(explain(claim, hardware), found) for claim in found)
+
+
+def as_json(found: list[Claim], hardware: Hardware) -> str:
+    told = []
+    for claim in found:
+        explanation = asdict(explain(claim, hardware))
+        explanation["batch_in_speedup"] = _speedup(claim, found)
+        told.append(explanation)
+    return json.dumps(told, indent=1, ensure_ascii=False, default=lambda one: one.model_dump())
+
+
+def _speedup(claim: Claim, found: list[Claim]) -> str | None:
+    base = next((other for other in found if other.name == claim.over), None)
+    return batch_in_speedup(claim, base) if base else None
+
+
+def _text(told: Explanation, found: list[Claim]) -> str:
+    claim = told.claim
+    title = f"{claim.name}: {_n(claim.gpus)} GPUs, global batch {_n(claim.global_batch)}, "
+    lines = [f"{title}{claim.steps_per_s.value:g} steps/s ({claim.source}, {claim.where})"]
+    claimed = [f"{claim.tflops.value:g} TFLOP/s"] if claim.tflops else []
+    claimed += [f"MFU {100 * claim.mfu.value:.4g} %"] if claim.mfu else []
+    lines.append(f"  claimed    {', '.join(claimed) or 'nothing'}")
+    should = [f"{told.tflops:.3g} TFLOP/s"] if told.tflops is not None else []
+    should += [
+        f"MFU {100 * share:.2f} % ({name} {told.peaks[name]:g})" for name, share in told.mfu.items()
+    ]
+    lines.append(f"  should be  {', '.join(should) or 'n/a'}")
+    if not told.mfu:
+        lines.append("             MFU n/a: no known peak of this card, or no FLOPs")
+    mistakes = list(told.mistakes)
+    notes = list(told.notes)
+    if mixed := _speedup(claim, found):
+        mistakes.append("batch mixed into speedup")
+        notes.append(mixed)
+    lines.append(f"  mistakes   {', '.join(mistakes) or 'none found'}")
+    lines += [f"             {note}" for note in notes]
+    lines += [f"  unexplained: {what}" for what in told.unexplained]
+    if told.peak:
+        over = f"{claim.gpus} x {told.peak.tflops:g}, {told.peak.name}"
+        lines.append(
+            f"  MFU is     {f'{claim.tflops.value:g}' if claim.tflops else 'it'} / ({over})"
+        )
+    if len(told.chain) > 1:
+        lines += ["", *_chain(told)]
+    return "\n".join(lines)
+
+
+def _chain(told: Explanation) -> list[str]:
+    peaks = list(told.grid[0][2]) if told.grid else []
+    rates = {name: (tflops, shares) for name, tflops, shares in told.grid}
+    rows = []
+    for link in told.chain:
+        tflops, shares = rates.get(link.mistake or "as claimed", (None, {}))
+        rows.append(
+            [
+                f"{link.flops / 1e12:.4f}",
+                link.mistake or "as claimed",
+                link.what,
+                None if tflops is None else f"{tflops:.1f}",
+                *(f"{100 * shares[name]:.2f} %" for name in peaks if name in shares),
+            ]
+        )
+    columns = ["T a sample", "mended", "what is so", "TFLOP/s", *(f"MFU ({p})" for p in peaks)]
+    table = tabulate(rows, columns, tablefmt="simple", disable_numparse=True, missingval="n/a")
+    return [f"  {line}" for line in table.splitlines()]
+
+
+def _n(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:g}"

@@ -1,0 +1,169 @@
+"""Why a figure may be believed: steady state, ceilings, the cards under load, parts of the step."""
+
+from typing import Any
+
+from xdimo.measure.classes import CLASSES
+from xdimo.report import figures
+from xdimo.report.cells import CellState, Survey
+from xdimo.report.tables import Table, cell_link
+from xdimo.report.words import Words
+
+
+def measured(view: Survey) -> list[tuple[CellState, dict[str, Any]]]:
+    """Cells with figures, twins too, and those of their median run."""
+    return [(cell, cell.metrics) for cell in view.cells.values() if cell.metrics]
+
+
+def classes_table(view: Survey, words: Words) -> Table:
+    """Where steps became steady, and what each class of step took."""
+    apart = [name for name in CLASSES if name != "regular"]
+    table = Table(["cell", "steady_from", "tau", "class_regular", *(f"class_{n}" for n in apart)])
+    for cell, metrics in measured(view):
+        tau, start = metrics["autocorrelation_steps"], metrics["steady_from_step"]
+        told = metrics["step_classes"]
+        table.rows.append(
+            [
+                cell_link(view, cell),
+                words("unknown") if start is None else f"{start}",
+                words("unknown") if tau is None else f"{tau:.1f}",
+                *(_class(told.get(name), words) for name in ("regular", *apart)),
+            ]
+        )
+    return table
+
+
+def _class(told: dict[str, Any] | None, words: Words) -> str:
+    if told is None:
+        return ""
+    return f"{told['steps']} × {figures.number(1000 * told['median_s'], words)} ms"
+
+
+def ceilings_table(view: Survey, words: Words) -> Table:
+    """MFU against the three peaks, and what plain work reached on the same cards."""
+    columns = ["cell", "mfu_declared", "mfu_tensor", "mfu_measured", "gemm", "gemm_change"]
+    table = Table([*columns, "copy", "all_reduce"])
+    for cell, metrics in measured(view):
+        if metrics["gemm_tflops"] is None:
+            continue
+        change = metrics["gemm_change"]
+        table.rows.append(
+            [
+                cell_link(view, cell),
+                _against(metrics, "declared", words),
+                _against(metrics, "tensor", words),
+                figures.percent(metrics["mfu_measured"], words),
+                figures.number(metrics["gemm_tflops"], words),
+                words("unknown") if change is None else f"{100 * change:+.1f} %",
+                figures.number(metrics["copy_gb_s"], words),
+                figures.number(metrics["all_reduce_gb_s"], words),
+            ]
+        )
+    return table
+
+
+def _against(metrics: dict[str, Any], peak: str, words: Words) -> str:
+    share, tflops = metrics[f"mfu_{peak}"], metrics[f"peak_{peak}_tflops"]
+    if share is None:
+        return words("unknown")
+    return f"{figures.percent(share, words)} ({figures.plain(tflops)})"
+
+
+def cards_table(view: Survey, words: Words) -> Table:
+    """What the cards said of themselves over the timed window."""
+    columns = ["cell", "sm_mhz", "memory_mhz", "power", "energy", "temperature", "throttle"]
+    table = Table([*columns, "others", "host_load", "links"])
+    for cell, metrics in measured(view):
+        if not metrics["telemetry_samples"]:
+            continue
+        held = (f"{name} {100 * share:.0f} %" for name, share in metrics["throttled"].items())
+        others = (metrics["other_processes"], metrics["host_gpus_busy"])
+        links = (metrics["pcie_gen"], metrics["pcie_width"], metrics["nvlink_active"])
+        table.rows.append(
+            [
+                cell_link(view, cell),
+                "{} ({})".format(*(_whole(metrics[f"sm_mhz_{of}"], words) for of in _CLOCKS)),
+                _whole(metrics["memory_mhz_median"], words),
+                _whole(metrics["power_w"], words),
+                figures.number(metrics["joules_per_sample"], words, digits=3),
+                " → ".join(_whole(metrics[f"temperature_c_{end}"], words) for end in _ENDS),
+                ", ".join(held) or words("no"),
+                " / ".join(_whole(value, words) for value in others),
+                figures.number(metrics["host_load"], words, digits=2),
+                " / ".join(_whole(value, words) for value in links),
+            ]
+        )
+    return table
+
+
+_ENDS = ("start", "end")
+_CLOCKS = ("median", "min")
+
+
+def _whole(value: float | None, words: Words) -> str:
+    return words("unknown") if value is None else f"{value:,.0f}"
+
+
+PARTS = (
+    "data",
+    "host_to_device",
+    "vae",
+    "forward",
+    "backward",
+    "all_reduce",
+    "optimizer",
+    "other",
+)
+
+
+def shares_table(view: Survey, words: Words) -> Table:
+    """Parts of the profiled step; they sum to it."""
+    table = Table(["cell", "profiled_ms", *(f"part_{name}" for name in PARTS)])
+    for cell, metrics in measured(view):
+        if metrics["ledger"] is None:
+            continue
+        shares = metrics["ledger"]
+        table.rows.append(
+            [
+                cell_link(view, cell),
+                figures.number(1000 * metrics["ledger_step_s"], words),
+                *(figures.percent(shares.get(name, 0.0), words) for name in PARTS),
+            ]
+        )
+    return table
+
+
+def comparison_table(view: Survey, words: Words) -> Table:
+    """What stands beside each speedup: implementation, precision, data mode and clocks."""
+    columns = ["cell", "implementation", "precision", "mode", "sm_mhz", "speedup", "speedup_ci95"]
+    table = Table([*columns, "speedup_reference"])
+    for cell, metrics in measured(view):
+        if cell.cell.name not in view.bench.cells or cell.median is None:
+            continue
+        record, base = cell.median.record, view.bench.baseline
+        assert record is not None
+        ratio, interval = (
+            view.speedup(cell.cell.name, base),
+            view.speedup_ci95(cell.cell.name, base),
+        )
+        table.rows.append(
+            [
+                cell_link(view, cell),
+                metrics["implementation"],
+                record.spec.precision,
+                record.spec.data.mode,
+                "{} ({})".format(*(_whole(metrics[f"sm_mhz_{of}"], words) for of in _CLOCKS)),
+                words("unknown") if ratio is None else figures.times(ratio),
+                figures.ratios(interval, words),
+                _reference(view, cell.cell.name, words),
+            ]
+        )
+    return table
+
+
+def _reference(view: Survey, name: str, words: Words) -> str:
+    """The reference implementation's: tuned kernels favour the card that they were tuned on."""
+    pair = [view.bench.reference_twin(cell) for cell in (name, view.bench.baseline)]
+    if pair[0] is None or pair[1] is None:
+        return words("unknown")
+    ratio = view.speedup(pair[0], pair[1])
+    return words("pending") if ratio is None else figures.times(ratio)
