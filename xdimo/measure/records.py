@@ -38,7 +38,7 @@ class Ending(Fact):
     reason: str | None
     attempt: int
     job: str | None
-    host: str
+    host: str | None  # None: never began
     started: str
     ended: str
     log: str | None  # relative to the folder of this file; None: died before the first line
