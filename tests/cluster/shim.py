@@ -206,7 +206,9 @@ def kill():
 
 def limits():
     print("USER   QUEUE   MAX_PEND_JOBS  PEND_JOBS")
-    print(f"{me()}   all     {setting('pending', '1')}   {len(queue('-u', me(), states='PENDING'))}")
+    print(
+        f"{me()}   all     {setting('pending', '1')}   {len(queue('-u', me(), states='PENDING'))}"
+    )
 
 
 COMMANDS = {

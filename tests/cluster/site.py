@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -187,8 +188,7 @@ def place(slurm: Slurm, dialect: str, folder: Path, **changes: Any) -> Place:
     for run in bench.runs(bench.cells):
         spec = resolve(plan(bench, run), DATASET, None)
         write_json(folder / bench.runs_folder / run / "spec.json", spec.to_json())
-    knobs = folder.parent / "knobs"
-    knobs.mkdir(exist_ok=True)
+    knobs = Path(tempfile.mkdtemp(dir=folder.parent, prefix="knobs-"))
     made = Place(slurm, dialect, folder, knobs, bench)
     made.behave()
     return made

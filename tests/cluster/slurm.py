@@ -1,6 +1,5 @@
 """A Slurm of one's own: Debian's, on loopback, with three nodes of fake GPUs, as root."""
 
-import getpass
 import os
 import shutil
 import signal
@@ -201,7 +200,8 @@ def start() -> tuple[Slurm, list[int]]:
         "ReturnToService=2",
         "MpiDefault=none",
         "MailProg=/bin/true",
-        "SchedulerParameters=sched_min_interval=0,bf_interval=1,batch_sched_delay=0",
+        "SchedulerType=sched/builtin",
+        "SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0",
         "MinJobAge=600",
         "KillWait=5",
         "InactiveLimit=0",
@@ -225,6 +225,12 @@ def start() -> tuple[Slurm, list[int]]:
         time.sleep(0.1)
     else:
         raise RuntimeError(f"nodes are {states}; {folder} has the logs")
+    # The first job after a start waits longest; no scenario shall.
+    for node in NODES:
+        slurm.hold(node, 1)
+    while any(job["state"] != "RUNNING" for job in slurm.jobs()):
+        time.sleep(0.1)
+    slurm.clean()
     return slurm, pids
 
 
@@ -254,7 +260,7 @@ def shims(folder: Path, dialect: str) -> Path:
 
 if __name__ == "__main__":
     cluster, daemons = start()
-    print(f"export SLURM_CONF={cluster.folder}/slurm.conf", getpass.getuser(), flush=True)
+    print(f"export SLURM_CONF={cluster.folder}/slurm.conf", flush=True)
     try:
         sys.stdin.read()
     finally:
