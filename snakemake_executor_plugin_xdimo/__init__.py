@@ -27,6 +27,12 @@ from xdimo.config import Bench
 from xdimo.errors import UserError
 from xdimo.load import load, typed
 
+
+def _folder(job: JobExecutorInterface) -> str:
+    """Of a run it has the run's name."""
+    return Path(job.output[0]).parent.name
+
+
 common_settings = CommonSettings(
     non_local_exec=True,
     implies_no_shared_fs=False,
@@ -65,7 +71,8 @@ class Executor(RemoteExecutor):
 
     def run_jobs(self, jobs: list[JobExecutorInterface]) -> None:
         self._mind_signals()
-        super().run_jobs(sorted(jobs, key=lambda job: (-job.priority, job.jobid)))
+        order = {run: number for number, run in enumerate(self.bench.runs(self.bench.cells))}
+        super().run_jobs(sorted(jobs, key=lambda job: order.get(_folder(job), -1)))
 
     def run_job(self, job: JobExecutorInterface) -> None:
         if job.is_group():
@@ -123,6 +130,8 @@ class Executor(RemoteExecutor):
 
     async def sleep(self) -> None:
         """Until the next poll, or until the end: the base class would sleep on."""
+        while self.wait and self.spool is None:  # started by the base class, before __post_init__
+            await sleep(0.05)
         until = time.monotonic() + self.next_seconds_between_status_checks
         while self.wait and (left := until - time.monotonic()) > 0:
             await sleep(min(left, 0.1))

@@ -72,6 +72,7 @@ class Place:
     folder: Path
     knobs: Path
     bench: Bench
+    before: int  # the last job id of earlier tests
     started: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     @property
@@ -165,7 +166,9 @@ class Place:
 
     def jobs(self, *states: str) -> list[dict[str, str]]:
         """Our jobs in the scheduler, of the states where any are given."""
-        found = [job for job in self.slurm.jobs() if "." in job["name"]]
+        found = [
+            job for job in self.slurm.jobs() if "." in job["name"] and int(job["id"]) > self.before
+        ]
         return [job for job in found if not states or job["state"] in states]
 
     def live(self) -> list[str]:
@@ -189,7 +192,8 @@ def place(slurm: Slurm, dialect: str, folder: Path, **changes: Any) -> Place:
         spec = resolve(plan(bench, run), DATASET, None)
         write_json(folder / bench.runs_folder / run / "spec.json", spec.to_json())
     knobs = Path(tempfile.mkdtemp(dir=folder.parent, prefix="knobs-"))
-    made = Place(slurm, dialect, folder, knobs, bench)
+    before = max((int(job["id"]) for job in slurm.jobs()), default=0)
+    made = Place(slurm, dialect, folder, knobs, bench, before)
     made.behave()
     return made
 

@@ -197,7 +197,7 @@ def start() -> tuple[Slurm, list[int]]:
         "CommunicationParameters=NoInAddrAny,NoCtldInAddrAny",
         "GresTypes=gpu",
         "SlurmdParameters=config_overrides",
-        "ReturnToService=2",
+        "ReturnToService=0",
         "MpiDefault=none",
         "MailProg=/bin/true",
         "SchedulerType=sched/builtin",

@@ -3,11 +3,14 @@
 Each ends with every run's one true outcome: none lost, none run twice at once, none misread.
 """
 
+import fcntl
 import json
 import os
 import pty
 import random
 import signal
+import subprocess
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -52,11 +55,11 @@ def test_two_jobs_share_a_target_but_not_with_the_baseline(site: Make) -> None:
     process = here.snakemake("gpu_6000ada")
     seen: set[frozenset[str]] = set()
     while process.poll() is None:
-        running = [job for job in here.jobs("RUNNING")]
+        running = here.jobs("RUNNING")
         seen.add(frozenset(job["name"].split(".")[0] for job in running))
         time.sleep(0.1)
     assert process.returncode == 0, here.said()
-    assert any(len(runs) == 2 for runs in seen), "eight cards hold two jobs"
+    assert any(len(runs) == 2 for runs in seen), (seen, here.said())
     assert all(len(runs) == 1 for runs in seen if any("-bs1-" in run for run in runs))
 
 
@@ -290,7 +293,7 @@ def test_a_requeued_job_starts_afresh(site: Make) -> None:
     here.slurm.run("scontrol", "requeue", job["id"])
     # Slurm holds a requeued job back for a while.
     until(lambda: here.jobs("PENDING"))
-    here.slurm.run("scontrol", "release", job["id"], check=False)
+    here.slurm.run("scontrol", "update", f"JobId={job['id']}", "StartTime=now", check=False)
     assert here.finish(process, 200) == 0, here.said()
     attempts = here.attempts("gpu_h200-bs1-r1")
     assert [a["outcome"] for a in attempts][-1] == "ok"
@@ -380,32 +383,21 @@ def test_interrupted_at_a_terminal_it_asks(site: Make, answer: str) -> None:
         until(lambda: not here.live())
         assert here.answer("gpu_h200-bs1-r1") is None
     else:
-        assert here.live() == ["gpu_h200-bs1-r1"]
+        assert "gpu_h200-bs1-r1" in here.live()
     assert here.finish(here.snakemake("gpu_h200")) == 0, here.said()
     assert here.answer("gpu_h200-bs1-r1") == "ok"
 
 
-def in_terminal(here: Place) -> tuple["object", int]:
+def in_terminal(here: Place) -> "tuple[subprocess.Popen[bytes], int]":
     """A controller that a terminal of its own controls, and the terminal's other end."""
     ours, theirs = pty.openpty()
-    command = ["setsid", "--ctty", "--wait"]
-    process = here.snakemake(
-        "gpu_h200",
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-        preexec_fn=take_terminal,
-    )
-    del command
+    options = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    process = here.snakemake("gpu_h200", preexec_fn=take_terminal, **options)
     os.close(theirs)
     return process, ours
 
 
 def take_terminal() -> None:
-    import fcntl
-    import termios
-
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
@@ -450,8 +442,8 @@ def test_status(site: Make) -> None:
     assert "ok" in rows["gpu_6000ada-bs1-r1"]
     assert "running" in rows["gpu_h200-bs1-r1"]
     assert HOSTS["gpu_h200"] in rows["gpu_h200-bs1-r1"]
-    assert "waiting" in rows["gpu_h200-bs4-r1"]
-    assert "pending" in rows["gpu_pro6000-bs1-r1"]
+    assert "pending" in rows["gpu_h200-bs4-r1"]  # the oldest that waits, in the queue
+    assert "waiting" in rows["gpu_pro6000-bs1-r1"]  # the others, here
     here.xdimo("cancel", "--config", "bench.yaml")
     here.finish(process)
 
@@ -473,5 +465,5 @@ def test_doctor_shows_hosts_limits_and_what_would_be_submitted(site: Make, tmp_p
     assert "gpu_h200: 1 of 5 cards free" in done.stdout, done.stdout + done.stderr
     assert "would submit now: gpu_6000ada-bs1-r1" in done.stdout
     kept = [read_json(path) for path in sorted((here.folder / "kept").glob("*.json"))]
-    assert any(here.dialect[0] + "hosts"[0:0] in line["command"][0] for line in kept)
+    assert {line["command"][0][1:] for line in kept} >= {"hosts", "jobs"}
     assert "root" not in json.dumps(kept)

@@ -47,18 +47,19 @@ def admit(
 
 
 def _allowed(ready: Sequence[Work], live: Sequence[Wanted]) -> list[Work]:
-    """Those that no `alone` keeps back, its own or another's."""
+    """Those that no `alone` keeps back, its own or another's.
+
+    Younger work overtakes one that waits to be alone: the runs of a campaign come to an end, and
+    cards that nobody uses would be the price.
+    """
     busy = {job.target for job in live}
     closed = {job.target for job in live if job.alone}
     allowed = []
     for work in ready:
-        if work.target in closed:
+        if work.target in (busy if work.alone else closed):
             continue
         if work.alone:
-            # Nothing younger overtakes it on its target, or it might wait for ever.
             closed.add(work.target)
-            if work.target in busy:
-                continue
         busy.add(work.target)
         allowed.append(work)
     return allowed

@@ -2,17 +2,21 @@
 
 import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from xdimo.cluster.admission import Limits
 from xdimo.cluster.dialects import choose
+from xdimo.cluster.finding import Finding
 from xdimo.cluster.ledger import Ledger
-from xdimo.cluster.site import Site
-from xdimo.cluster.spool import PREFLIGHT, Rules, Spool, Work
+from xdimo.cluster.site import Silent, Site
+from xdimo.cluster.spool import CANCEL, PREFLIGHT, Rules, Spool, Work, matches, require_known
+from xdimo.cluster.spool import cancel as end
 from xdimo.config import Bench
-from xdimo.files import content_hash, file_hash
+from xdimo.errors import UserError
+from xdimo.files import content_hash, file_hash, read_json, write_json
 from xdimo.spec import read_spec
 
 PREFLIGHT_MIN = 2
@@ -111,3 +115,50 @@ def preflight(bench: Bench, name: str, configs: Sequence[str], override: Mapping
         is_run=False,
         walltime_min=min(PREFLIGHT_MIN, target.walltime_min),
     )
+
+
+def look_on(
+    bench: Bench, name: str, configs: Sequence[str], override: Mapping[str, Any]
+) -> Iterator[Finding]:
+    """Submits the job that looks at a target, waits for it, and gives what it found."""
+    spool = open_spool(bench, configs, override, say=lambda message: print(message, flush=True))
+    work = preflight(bench, name, configs, override)
+    try:
+        spool.add(work)
+        while work.name in spool.waiting or work.name in spool.live:
+            spool.poll()
+            time.sleep(bench.queue.poll_s)
+    finally:
+        spool.shut()
+    if not work.answer.exists():
+        entry = spool.ledger.newest(work.name)
+        folder = entry.folder if entry else spool.ledger.folder
+        yield Finding(False, f"the job ended without a word; {folder} has its output")
+        return
+    for line in read_json(work.answer)["lines"]:
+        yield Finding(**line)
+
+
+def cancel(bench: Bench, names: Sequence[str]) -> str:
+    """Ends the jobs of targets, cells or runs (none named = all); returns what was done.
+
+    Raises UserError on an unknown name, or where the scheduler does not answer.
+    """
+    runs = bench.runs([*bench.cells, *bench.twins])
+    known = [*bench.targets, *bench.cells, *bench.twins, *runs]
+    require_known(names, known)
+    asked = list(names) or list(bench.targets)
+    ledger, site = Ledger(Path(bench.queue_folder)), site_of(bench)
+    entries = [
+        entry
+        for entry in ledger.entries()
+        if entry.open and entry.outcome is None and matches(entry.work, entry.target, asked)
+    ]
+    if ledger.folder.exists():
+        write_json(ledger.folder / CANCEL, asked)  # for a controller that holds more of them
+    try:
+        said = end(site, entries)
+    except Silent as silent:
+        raise UserError(f"{silent}; nothing is known to have ended, ask again") from None
+    ended = ", ".join(f"{entry.work} (job {entry.job})" for entry in entries)
+    return f"ended: {ended or 'no job'}" + (f"\n{said}" if said else "")

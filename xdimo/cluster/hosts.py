@@ -80,18 +80,19 @@ def free_cards(
     free: Free = {}
     said = []
     for name, target in targets.items():
-        found = _from_hosts(target, hosts, cpus_per_gpu) if hosts is not None else "no answer"
+        ours = running.get(name, 0)
+        found = _from_hosts(target, hosts, ours, cpus_per_gpu) if hosts is not None else "no answer"
         if isinstance(found, str):
             if target.hosts and hosts is not None:
                 said.append(f"{name}: {found}; gpus_free of the config is used")
-            free[name] = (max(target.gpus_free - running.get(name, 0), 0),)
+            free[name] = (max(target.gpus_free - ours, 0),)
         else:
             free[name] = found
     return free, said
 
 
 def _from_hosts(
-    target: Target, hosts: Mapping[str, Host], cpus_per_gpu: int
+    target: Target, hosts: Mapping[str, Host], ours: int, cpus_per_gpu: int
 ) -> tuple[int, ...] | str:
     if not target.hosts:
         return "no hosts in the config"
@@ -99,9 +100,12 @@ def _from_hosts(
     if missing:
         return f"the hosts command does not list {', '.join(missing)}"
     free = [hosts[name].free(cpus_per_gpu) for name in target.hosts]
-    known = tuple(min(cards, target.gpus_total) for cards in free if cards is not None)
+    known = tuple(cards for cards in free if cards is not None)
     if len(known) < len(free):
         return "the hosts command tells neither free cards nor free slots"
+    if any(hosts[name].gpus_used is None for name in target.hosts):
+        # Slots do not show a card that is broken or taken without them; the config does.
+        known = tuple(min(cards, max(target.gpus_free - ours, 0)) for cards in known)
     return known
 
 
