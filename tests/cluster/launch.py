@@ -1,7 +1,7 @@
 """What `xdimo launch` does to files, signals and exit codes, without training anything.
 
 behave.json in the working directory says what runs do: {run or "*": {"seconds": 1,
-"ends": ["crash", "ok"]}}; the n-th attempt ends as the n-th of `ends`, the last one holds for the rest.
+"ends": ["crash", "ok"]}}; the n-th attempt ends as the n-th of `ends`, the last holds for the rest.
 """
 
 import hashlib
