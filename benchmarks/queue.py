@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.cluster import slurm as slurms
-from tests.cluster.site import place, tally
+from tests.cluster.place import place, tally
 from tests.cluster.test_scenarios import kill_at_random
 from xdimo.cluster.admission import Limits
 from xdimo.cluster.dialects import JH

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.cluster import slurm as slurms
-from tests.cluster.site import Place, place
+from tests.cluster.place import Place, place
 
 
 @pytest.fixture(scope="session")

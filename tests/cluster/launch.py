@@ -20,7 +20,8 @@ spec_hash = "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 with open("behave.json") as file:
     behave = json.load(file)
 behave = {"seconds": 1, "ends": ["ok"], **behave.get("*", {}), **behave.get(spec["run"], {})}
-job = os.environ.get("JH_JOBID") or os.environ.get("LSB_JOBID")
+names = ("JH_JOBID", "LSB_JOBID", "SLURM_JOB_ID")
+job = next(os.environ[name] for name in names if name in os.environ)
 attempts = os.path.join(os.path.dirname(output), "attempts")
 os.makedirs(attempts, exist_ok=True)
 number = 1 + max((int(name) for name in os.listdir(attempts)), default=0)

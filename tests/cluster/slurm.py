@@ -200,6 +200,7 @@ def start() -> tuple[Slurm, list[int]]:
         "ReturnToService=0",
         "MpiDefault=none",
         "MailProg=/bin/true",
+        f"TaskProlog={folder / 'prolog'}",
         "SchedulerType=sched/builtin",
         "SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0",
         "MinJobAge=600",
@@ -211,6 +212,10 @@ def start() -> tuple[Slurm, list[int]]:
         *partitions,
     ]
     (folder / "slurm.conf").write_text("\n".join(lines) + "\n")
+    # For commands of Slurm's in a job, whatever environment it was submitted with.
+    prolog = folder / "prolog"
+    prolog.write_text(f"#!/bin/sh\necho export SLURM_CONF={folder / 'slurm.conf'}\n")
+    prolog.chmod(0o755)
     for _ in range(100):
         if socket_path.exists():
             break

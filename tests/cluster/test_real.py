@@ -3,9 +3,10 @@
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
-from tests.cluster.site import HOSTS, place
+from tests.cluster.place import HOSTS, place
 from tests.cluster.slurm import Slurm
 from tests.conftest import ROOT, SMALL
 from tests.videos import write_video
@@ -30,7 +31,7 @@ def test_videos_to_tables_through_the_queue(slurm: Slurm, tmp_path: Path) -> Non
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
     command += ["--profile", str(ROOT / "profiles/lsf")]
     command += ["--workflow-profile", str(ROOT / "profiles/default")]
-    process = here.start([*command, "--configfile", "small.yaml", "all"])
+    process = here.start([*command, "all", "--configfile", "small.yaml"])
     assert here.finish(process, 300) == 0, here.said()
     looked = {"latents", "preflight-cpu_1", "preflight-cpu_2"}
     assert {job["name"].split(".")[0] for job in here.jobs()} == {*looked, *here.runs}
@@ -43,3 +44,19 @@ def test_videos_to_tables_through_the_queue(slurm: Slurm, tmp_path: Path) -> Non
     done = here.xdimo("doctor", "--on", "cpu_1", "--config", "small.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "trains a step" in done.stdout
+
+
+def test_the_slurm_profile(slurm: Slurm, tmp_path: Path) -> None:
+    """Through Slurm's own plugin: four cards a run, in the partition of its target."""
+    pytest.importorskip("snakemake_executor_plugin_slurm")
+    here = place(slurm, "jh", tmp_path / "work")
+    command = [sys.executable, "-m", "snakemake", "--snakefile"]
+    command += [str(ROOT / "tests/cluster/Snakefile"), "--configfile", "bench.yaml"]
+    command += ["--profile", str(ROOT / "profiles/slurm"), "--latency-wait", "5"]
+    command += ["--slurm-init-seconds-before-status-checks", "1", "gpu_h200"]
+    assert here.finish(here.start(command), 200) == 0, here.said()
+    jobs = [job for job in slurm.jobs() if int(job["id"]) > here.before]
+    assert {(job["partition"], job["gres"][-1]) for job in jobs} == {("gpu_h200", "4")}
+    for run in ("gpu_h200-bs1-r1", "gpu_h200-bs4-r1"):
+        [attempt] = here.attempts(run)
+        assert attempt["job"] in {job["id"] for job in jobs}

@@ -82,6 +82,8 @@ rule latents:
         gpu=1 if PREPARER.device == "cuda" else 0,
         host=1,
         target=BENCH.latents.target,
+        slurm_partition=PREPARER.queue,
+        runtime=PREPARER.walltime_min,
         setup="".join(f"{line}\n" for line in PREPARER.setup),
     params:
         videos=BENCH.dataset.videos,

@@ -82,7 +82,7 @@ class Place:
             **os.environ,
             **self.slurm.environment,
             "XDIMO_SHIM": str(self.knobs),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
             "PATH": os.pathsep.join([*paths, os.environ["PATH"]]),
         }
 
