@@ -111,6 +111,11 @@ class Ledger:
         except (OSError, ValueError):
             return None
 
+    def held(self) -> bool:
+        """Whether a living process holds the lock, as far as can be told without taking it."""
+        holder = self.holder()
+        return holder is not None and _alive(holder)
+
     def entries(self) -> list[Entry]:
         """The newest submission of each work, in order of their time."""
         newest = [self.newest(path.name) for path in self.folder.glob("*/") if path.is_dir()]

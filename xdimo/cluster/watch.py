@@ -12,7 +12,6 @@ from xdimo.cluster.ledger import Entry, Ledger
 from xdimo.cluster.site import Silent, Site
 from xdimo.cluster.spool import WAITING
 from xdimo.config import Bench
-from xdimo.errors import UserError
 from xdimo.files import read_json
 
 
@@ -57,13 +56,8 @@ def lines(bench: Bench, site: Site) -> list[Line]:
 
 def _waiting(ledger: Ledger) -> dict[str, str]:
     """Why each waits, as the process that holds the ledger has it; empty where none does."""
-    try:
-        ledger.hold()
-    except UserError:
-        path = ledger.folder / WAITING
-        return dict(read_json(path)) if path.exists() else {}
-    ledger.release()
-    return {}
+    path = ledger.folder / WAITING
+    return dict(read_json(path)) if ledger.held() and path.exists() else {}
 
 
 def _in_queue(
