@@ -98,11 +98,11 @@ def test_admission_keeps_every_limit(
     assert fitting == len(chosen) or (mode == "queue" and len(chosen) == 1 and pending == 0)
 
 
-REQUEST = Request("run.1a2b.1", "gpu_h200", ("h01", "h02"), 32, 4, 120, "output.log", "error.log")
+REQUEST = Request("run.1.1a2b3c", "gpu_h200", ("h01", "h02"), 32, 4, 120, "output.log", "error.log")
 
 
 def test_commands() -> None:
-    shared = ["-J", "run.1a2b.1", "-q", "gpu_h200", "-n", "32", "-R", "span[hosts=1]"]
+    shared = ["-J", "run.1.1a2b3c", "-q", "gpu_h200", "-n", "32", "-R", "span[hosts=1]"]
     rest = ["-m", "h01 h02", "-o", "output.log", "-e", "error.log", "-W", "120"]
     assert JH.submit_command(REQUEST) == ["jsub", *shared, "-gpgpu", "4", *rest]
     gpus = ["-gpu", "num=4:mode=exclusive_process"]
@@ -222,7 +222,7 @@ def test_the_ledger_has_one_holder_and_names_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"held by process {os.getpid()} on "):
         other.hold()
     entry = one.begin("run", "sha256:0123456789", "t", 4, False)
-    assert entry.job_name == "run.01234567.1"
+    assert entry.job_name == f"run.1.{entry.token}"
     assert one.change(entry, stage="submitted", job="7") == other.newest("run")
     assert one.begin("run", "sha256:0", "t", 4, False).number == 2
     one.release()
@@ -367,7 +367,7 @@ def test_a_submission_that_never_arrived_is_made_again(tmp_path: Path, clock: Cl
     clock.now = entry.since + 2
     one.poll()
     one.poll()
-    assert list(site.names.values()) == ["gpu_h200-bs1-r1.00.2"]
+    assert [name.rpartition(".")[0] for name in site.names.values()] == ["gpu_h200-bs1-r1.2"]
 
 
 def test_other_content_ends_the_live_job_first(tmp_path: Path, clock: Clock) -> None:
@@ -381,7 +381,37 @@ def test_other_content_ends_the_live_job_first(tmp_path: Path, clock: Clock) -> 
     again.add(work(tmp_path, content="sha256:ff"))
     again.poll()
     assert site.killed == ["1"]
-    assert site.names["2"] == "gpu_h200-bs1-r1.ff.2"
+    assert site.names["2"].startswith("gpu_h200-bs1-r1.2.")
+
+
+def test_two_folders_with_the_same_spec_have_jobs_of_their_own(
+    tmp_path: Path, clock: Clock
+) -> None:
+    site = Fake()
+    one = spool(tmp_path / "one", site, clock)
+    one.add(work(tmp_path / "one"))
+    one.poll()
+    other = spool(tmp_path / "other", site, clock)
+    entry = other.ledger.begin("gpu_h200-bs1-r1", "sha256:00", "gpu_h200", 4, False)
+    other.add(work(tmp_path / "other"))
+    clock.now = entry.since + 2
+    other.poll()
+    assert entry.job_name not in site.names.values()
+    assert other.ledger.newest("gpu_h200-bs1-r1") != one.ledger.newest("gpu_h200-bs1-r1")
+    assert "gpu_h200-bs1-r1" in other.waiting  # its submission never arrived
+
+
+def test_what_was_cancelled_runs_afresh_when_asked_for_again(tmp_path: Path, clock: Clock) -> None:
+    site = Fake()
+    one = spool(tmp_path, site, clock)
+    one.add(work(tmp_path))
+    one.poll()
+    one.end(one.submitted())
+    one.shut()
+    again = spool(tmp_path, site, clock)
+    again.add(work(tmp_path))
+    assert again.poll() == []
+    assert len(site.states) == 2
 
 
 def test_silence_concludes_nothing_and_asks_less_and_less(tmp_path: Path, clock: Clock) -> None:

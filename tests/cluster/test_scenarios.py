@@ -222,17 +222,19 @@ def test_the_scheduler_is_away_for_half_a_minute(site: Make) -> None:
 def test_a_status_command_that_says_nothing(site: Make) -> None:
     """It hangs, prints rubbish, a header alone, or fails, while a job runs."""
     here = site(queue__command_timeout_s=1.5)
-    here.behave(default={"seconds": 12})
+    here.behave(default={"seconds": 25})
     with Watch(here) as watch:
         process = here.snakemake("gpu_h200-bs1")
         until(lambda: here.jobs("RUNNING"))
-        for fault in ("hang", "rubbish", "header", "fail"):
+        for times, fault in ((0, "header"), (1, "hang"), (2, "rubbish"), (3, "fail")):
             here.set(status=fault, status_left=2)
             until(lambda: (here.knobs / "status-left").read_text() == "0")
+            # A header alone is an answer.
+            until(lambda times=times: here.said().count("answers again") == times)
         assert here.finish(process) == 0, here.said()
     watch.check()
     assert here.outcomes("gpu_h200-bs1-r1") == ["ok"]
-    assert here.said().count("jobs go on, asking again") == 3  # a header is an answer
+    assert here.said().count("jobs go on, asking again") == 3
 
 
 def test_finished_jobs_are_forgotten(site: Make) -> None:
@@ -357,10 +359,10 @@ def test_a_failed_preflight_spends_no_long_job(site: Make) -> None:
 
 def test_two_controllers(site: Make) -> None:
     here = site()
-    here.behave(default={"seconds": 3})
-    first = here.snakemake("gpu_h200")
+    here.behave(default={"seconds": 15})
+    first = here.snakemake("gpu_h200-bs1")
     until(lambda: here.jobs("RUNNING"))
-    assert here.finish(here.snakemake("gpu_h200"), 30) == 1
+    assert here.finish(here.snakemake("gpu_h200-bs1"), 30) == 1
     assert f"held by process {first.pid} on {os.uname().nodename} since" in here.said()
     assert here.finish(first) == 0, here.said(0)
     assert here.outcomes("gpu_h200-bs1-r1") == ["ok"]
@@ -436,7 +438,7 @@ def test_cancel(site: Make) -> None:
     assert not here.live()
     assert all(not entry.open for entry in here.ledger.entries())
     assert here.outcomes("gpu_h200-bs1-r1") == ["killed"]  # not tried again
-    assert here.outcomes("gpu_h200-bs4-r1") == []
+    assert here.outcomes("gpu_h200-bs4-r1") in ([], ["killed"])  # it may have been pending
     bad = here.xdimo("cancel", "gpu_h201", "--config", "bench.yaml")
     assert bad.returncode == 2
     assert "gpu_h201: no target, cell or run" in bad.stderr

@@ -7,6 +7,7 @@
 import fcntl
 import json
 import os
+import secrets
 import socket
 import time
 from dataclasses import asdict, dataclass, replace
@@ -34,6 +35,7 @@ class Entry:
     target: str
     cards: int
     alone: bool
+    token: str  # makes the job's name this submission's alone, whoever else runs the same spec
     folder: Path
     stage: Stage
     job: str | None
@@ -47,8 +49,8 @@ class Entry:
 
     @property
     def job_name(self) -> str:
-        """Unique in the ledger, and telling in a list of jobs."""
-        return f"{self.work}.{self.content.removeprefix('sha256:')[:8]}.{self.number}"
+        """Unique, and telling in a list of jobs."""
+        return f"{self.work}.{self.number}.{self.token}"
 
     @property
     def cancelled(self) -> bool:
@@ -134,7 +136,17 @@ class Ledger:
         folder = self.folder / work / str(number)
         folder.mkdir(parents=True)
         entry = Entry(
-            work, content, number, target, cards, alone, folder, "submitting", None, time.time()
+            work=work,
+            content=content,
+            number=number,
+            target=target,
+            cards=cards,
+            alone=alone,
+            token=secrets.token_hex(3),
+            folder=folder,
+            stage="submitting",
+            job=None,
+            since=time.time(),
         )
         self.write(entry)
         return entry

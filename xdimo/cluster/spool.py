@@ -131,10 +131,14 @@ class Spool:
             return
         self._others.pop(work.name, None)
         over = entry.job and endings.found(work.answer, entry.job, work.is_run)
-        if entry.content == work.content and (work.interrupted or not over):
+        if entry.cancelled and not (over and over.answered):
+            self._end_now(entry)
+            self.ledger.change(entry, stage="closed", outcome="killed", reason="cancelled")
+            self._wait(work)
+        elif entry.content == work.content and (work.interrupted or not over):
             self.live[work.name] = _Live(work, entry)
             self.say(f"{work.name}: adopted job {entry.job or entry.job_name}")
-        elif over:
+        elif over:  # asked for anew
             self.ledger.change(entry, stage="closed")
             self._wait(work)
         else:
