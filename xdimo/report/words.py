@@ -191,6 +191,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "comm": ("communication failed", "通信失败"),
     "crash": ("crash", "崩溃"),
     "killed": ("killed", "被终止"),
+    "oom_host": ("host out of memory", "主机内存不足"),
+    "lost": ("lost by the queue", "作业丢失"),
+    "rejected": ("rejected by the queue", "被调度系统拒绝"),
+    "unavailable": ("out of service", "停用"),
     "pending": ("pending", "待填"),
     "started": ("pending (begun, no outcome yet: {note})", "待填（已开始，尚无结果：{note}）"),
     "changed": (

@@ -45,7 +45,7 @@ def versions() -> dict[str, str | None]:
     """Versions of what a number depends on; None where it is not there."""
     names = ("xdimo", "torch", "timm", "einops", "diffusers", "decord", "av", "numpy")
     found = {name: _version(name) for name in names}
-    return {"python": platform.python_version(), **found, "cuda": _cuda(), "driver": _driver()}
+    return {"python": platform.python_version(), **found, "cuda": _cuda(), "driver": driver()}
 
 
 def _version(name: str) -> str | None:
@@ -67,7 +67,8 @@ def _cuda() -> str | None:
     return torch.version.cuda if torch.cuda.is_available() else None
 
 
-def _driver() -> str | None:
+def driver() -> str | None:
+    """Version of the NVIDIA driver; None where there is none."""
     import pynvml
 
     try:

@@ -1,0 +1,36 @@
+"""A Slurm for the session, and a site for each test."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster import slurm as slurms
+from tests.cluster.place import Place, place
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[slurms.Slurm]:
+    if reason := slurms.missing():
+        pytest.skip(reason)
+    cluster, daemons = slurms.start()
+    yield cluster
+    slurms.stop(cluster, daemons)
+
+
+@pytest.fixture(params=["jh", "lsf"])
+def site(
+    request: pytest.FixtureRequest, slurm: slurms.Slurm, tmp_path: Path
+) -> Iterator[Callable[..., Place]]:
+    """Makes the test's place, in either dialect; ends what it left."""
+    made: list[Place] = []
+
+    def make(folder: str = "work", **changes: Any) -> Place:
+        made.append(place(slurm, request.param, tmp_path / folder, **changes))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+    slurm.clean()

@@ -1,0 +1,495 @@
+"""The queue's decisions and readings, without a scheduler."""
+
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import ROOT
+from tests.records import bench as matrix
+from xdimo.cluster import ending, script
+from xdimo.cluster.admission import Limits, admit
+from xdimo.cluster.dialects import (
+    DIALECTS,
+    JH,
+    LSF,
+    Dialect,
+    Request,
+    accepted,
+    is_limit,
+    read_jobs,
+    read_reason,
+)
+from xdimo.cluster.ending import Ending
+from xdimo.cluster.hosts import free_cards, out_of_service, read_hosts
+from xdimo.cluster.ledger import Ledger
+from xdimo.cluster.site import Answer, Silent, Site, ask, keep, mask, replay
+from xdimo.cluster.spool import Rules, Spool, Work
+from xdimo.errors import UserError
+from xdimo.files import write_json
+
+NASTY = 'it\'s "a" $(touch pwned) `touch pwned`; touch pwned &\nfolder'
+
+
+@dataclass(frozen=True)
+class Want:
+    target: str
+    cards: int = 4
+    alone: bool = False
+
+
+ONE = Limits(1, "queue")
+
+
+def test_what_fits_goes_first_and_the_oldest_waits_in_the_queue() -> None:
+    a, b = Want("a"), Want("b")
+    assert admit([a, b], [], {"a": (1,), "b": (4,)}, 0, ONE) == [b]
+    assert admit([a, b], [], {"a": (1,), "b": (3,)}, 0, ONE) == [a]
+    assert admit([a, b], [], {"a": (1,), "b": (3,)}, 0, Limits(1, "hold")) == []
+    assert admit([a, b], [], {"a": (8,), "b": (8,)}, 1, ONE) == []
+    assert admit([a, a, a, b], [], {"a": (8,), "b": (4,)}, 0, Limits(9, "queue")) == [a, a, b]
+    assert admit([a], [], {"a": (2, 2)}, 0, Limits(1, "hold")) == []  # not across hosts
+
+
+def test_the_baseline_is_alone_on_its_target() -> None:
+    baseline, other, elsewhere = Want("a", alone=True), Want("a"), Want("b")
+    free = {"a": (8,), "b": (8,)}
+    many = Limits(9, "queue")
+    assert admit([baseline, other, elsewhere], [], free, 0, many) == [baseline, elsewhere]
+    assert admit([baseline, other], [other], free, 0, many) == [other]
+    assert admit([other, elsewhere], [baseline], free, 0, many) == [elsewhere]
+
+
+wants = st.builds(Want, st.sampled_from("abc"), st.integers(0, 5), st.booleans())
+
+
+@given(
+    st.lists(wants, max_size=8),
+    st.lists(wants, max_size=4),
+    st.fixed_dictionaries({t: st.lists(st.integers(0, 8), min_size=1, max_size=3) for t in "abc"}),
+    st.integers(0, 4),
+    st.integers(1, 4),
+    st.sampled_from(["queue", "hold"]),
+)
+def test_admission_keeps_every_limit(
+    ready: list[Want],
+    live: list[Want],
+    cards: dict[str, list[int]],
+    pending: int,
+    limit: int,
+    mode: Any,
+) -> None:
+    free = {target: tuple(each) for target, each in cards.items()}
+    chosen = admit(ready, live, free, pending, Limits(limit, mode))
+    assert len(chosen) <= max(limit - pending, 0)
+    assert all(any(one is each for each in ready) for one in chosen)
+    together = [*live, *chosen]
+    for one in chosen:
+        if one.alone:
+            assert sum(other.target == one.target for other in together) == 1
+        assert not any(other.alone and other.target == one.target for other in live)
+    fitting = sum(one.cards <= max(free[one.target]) for one in chosen)
+    assert fitting == len(chosen) or (mode == "queue" and len(chosen) == 1 and pending == 0)
+
+
+REQUEST = Request("run.1.1a2b3c", "gpu_h200", ("h01", "h02"), 32, 4, 120, "output.log", "error.log")
+
+
+def test_commands() -> None:
+    shared = ["-J", "run.1.1a2b3c", "-q", "gpu_h200", "-n", "32", "-R", "span[hosts=1]"]
+    rest = ["-m", "h01 h02", "-o", "output.log", "-e", "error.log", "-W", "120"]
+    assert JH.submit_command(REQUEST) == ["jsub", *shared, "-gpgpu", "4", *rest]
+    gpus = ["-gpu", "num=4:mode=exclusive_process"]
+    assert LSF.submit_command(REQUEST) == ["bsub", *shared, *gpus, *rest]
+    assert JH.kill_command(["7", "8"]) == ["jctrl", "kill", "7", "8"]
+    assert LSF.status_command() == ["bjobs", "-a", "-o", "jobid stat queue exec_host delimiter=';'"]
+    assert JH.history_command("7") == ["jhist", "-l", "7"]
+
+
+ANSWERS = [
+    ("Job <12> is submitted to queue <gpu_h200>.", "12", False),
+    ("<<Waiting>>\nJob <3> has been submitted", "3", False),
+    ("用户待提交任务数达上限", None, True),
+    ("User's pending job slot limit reached. Job not submitted.", None, True),
+    ("RUNLIMIT: Cannot exceed queue's hard limit(s). Job not submitted.", None, False),
+    ("gpu_x: No such queue. Job not submitted.", None, False),
+    ("", None, False),
+]
+
+
+@pytest.mark.parametrize(("answer", "job", "limit"), ANSWERS, ids=[a[0][:12] for a in ANSWERS])
+def test_answers_to_a_submission(answer: str, job: str | None, limit: bool) -> None:
+    assert (accepted(answer), is_limit(answer)) == (job, limit)
+
+
+def test_status_answers() -> None:
+    head = "JOBID;STAT;QUEUE;EXEC_HOST\n"
+    jobs = read_jobs(head + "7;PEND;q;-\n8;USUSP;q;32*h01:8*h02\n9;UNKWN;q;h01\n10;EXIT;q;h01")
+    assert jobs is not None
+    assert [job.alive for job in jobs.values()] == [True, True, True, False]
+    assert [job.host for job in jobs.values()] == [None, "h01", "h01", "h01"]
+    assert read_jobs(head) == {} == read_jobs("No unfinished job found\n")
+    for rubbish in (
+        "",
+        "Segmentation fault",
+        "JOBID;STAT\n",
+        head + "seven;RUN;q;h",
+        head + "7;HM;q;h",
+    ):
+        assert read_jobs(rubbish) is None
+    assert read_reason("... Exited; TERM_MEMLIMIT: job killed ...") == "TERM_MEMLIMIT"
+    assert read_reason("Exited with exit code 1") is None
+
+
+BHOSTS = "HOST_NAME;STATUS;MAX;NJOBS;NGPUS;NGPUS_ALLOC\nh01;ok;40;32;5;4\nh02;closed_Adm;40;0;5;0\n"
+JHOSTS = """HOST_NAME   STATUS  JL/U MAX NJOBS RUN SSUSP USUSP RSV
+h01         ok      -    40  32    32  0     0     0
+h02         unavail -    40  0     0   0     0     0
+"""
+
+
+@pytest.mark.parametrize("answer", [BHOSTS, JHOSTS])
+def test_free_cards(answer: str, tmp_path: Path) -> None:
+    hosts = read_hosts(answer)
+    assert hosts is not None
+    targets = dict(matrix(tmp_path).targets)
+    targets["gpu_h200"] = targets["gpu_h200"].model_copy(update={"hosts": ["h01"]})
+    targets["gpu_pro6000"] = targets["gpu_pro6000"].model_copy(update={"hosts": ["h02"]})
+    free, said = free_cards(targets, hosts, {"gpu_6000ada": 4}, 8)
+    assert free == {"gpu_6000ada": (4,), "gpu_h200": (1,), "gpu_pro6000": (0,)}
+    assert said == []
+    assert list(out_of_service(targets, hosts)) == ["gpu_pro6000"]
+    targets["gpu_h200"] = targets["gpu_h200"].model_copy(update={"hosts": ["h01", "h09"]})
+    free, said = free_cards(targets, hosts, {"gpu_h200": 4}, 8)
+    assert free["gpu_h200"] == (1,)  # of the config's five
+    assert said == [
+        "gpu_h200: the hosts command does not list h09; gpus_free of the config is used"
+    ]
+
+
+def test_slots_do_not_show_a_missing_card(tmp_path: Path) -> None:
+    targets = {"t": matrix(tmp_path).targets["gpu_pro6000"].model_copy(update={"hosts": ["p01"]})}
+    hosts = read_hosts("HOST_NAME STATUS MAX NJOBS\np01 ok 64 0\n")
+    assert free_cards(targets, hosts, {}, 8)[0] == {"t": (7,)}
+
+
+@pytest.mark.parametrize("rubbish", ["", "oops", "HOST_NAME STATUS\n", "HOST_NAME;STATUS\na;b;c\n"])
+def test_hosts_answers_that_cannot_be_read(rubbish: str) -> None:
+    assert read_hosts(rubbish) is None
+
+
+def test_the_stub_is_short_and_starts_the_script_with_nothing_interpreted(tmp_path: Path) -> None:
+    folder = tmp_path / NASTY
+    folder.mkdir()
+    path = script.write(folder, "printf %s \"$JH_JOBID\" > 'my answer'", folder, JH)
+    text = script.stub(path)
+    assert len(text.encode()) < 4096
+    environment = {**os.environ, "JH_JOBID": "12"}
+    subprocess.run(["/bin/bash"], input=text, text=True, check=True, cwd="/", env=environment)
+    assert (folder / "my answer").read_text() == "12" == (folder / "started").read_text()
+    assert not list(tmp_path.rglob("pwned"))
+    with pytest.raises(UserError, match="too long a path"):
+        script.stub(Path("/" + "x" * 4100))
+
+
+def test_the_job_script_hands_on_exit_codes_and_signals(tmp_path: Path) -> None:
+    path = script.write(tmp_path, "exit 3", tmp_path, LSF)
+    assert (
+        subprocess.run(["/bin/bash", str(path)], env={**os.environ, "LSB_JOBID": "1"}).returncode
+        == 3
+    )
+    program = "import signal, sys, time; signal.signal(signal.SIGUSR2, lambda *_: sys.exit(7)); "
+    program += "open('ready', 'w').close(); time.sleep(60)"
+    path = script.write(tmp_path, f'python3 -c "{program}"', tmp_path, LSF)
+    job = subprocess.Popen(["/bin/bash", str(path)], env={**os.environ, "LSB_JOBID": "1"})
+    while not (tmp_path / "ready").exists():
+        assert job.poll() is None
+    subprocess.run(
+        ["kill", "-USR2", str(job.pid)], check=True
+    )  # the shell alone, as some queues do
+    assert job.wait(timeout=30) == 7
+
+
+def test_the_ledger_has_one_holder_and_names_it(tmp_path: Path) -> None:
+    one, other = Ledger(tmp_path), Ledger(tmp_path)
+    one.hold()
+    with pytest.raises(UserError, match=f"held by process {os.getpid()} on "):
+        other.hold()
+    entry = one.begin("run", "sha256:0123456789", "t", 4, False)
+    assert entry.job_name == f"run.1.{entry.token}"
+    assert one.change(entry, stage="submitted", job="7") == other.newest("run")
+    assert one.begin("run", "sha256:0", "t", 4, False).number == 2
+    one.release()
+    other.hold()
+    (tmp_path / "run/2/job.json").write_text("{}")
+    with pytest.raises(UserError, match="not a submission"):
+        other.newest("run")
+
+
+def test_a_command_that_hangs_or_is_missing_says_nothing() -> None:
+    with pytest.raises(Silent, match=r"no answer in 0\.2 s"):
+        ask(["sleep", "9"], 0.2)
+    with pytest.raises(Silent, match="No such file"):
+        ask(["no-such-command"], 1)
+    assert ask(["cat"], 5, stdin="a $(b)\n") == Answer(0, "a $(b)\n")
+
+
+def test_a_transcript_names_no_user_and_answers_again(tmp_path: Path) -> None:
+    table = "JOBID USER STAT\n7 zhang RUN\n8 li PEND\n"
+    keep(tmp_path, ["jjobs", "-u", "all"], Answer(0, table))
+    keep(tmp_path, ["jjobs", "-u", "all"], Answer(0, "JOBID USER STAT\n"))
+    answer = replay(tmp_path)
+    assert answer(["jjobs", "-u", "all"]).text == "JOBID USER STAT\n7 user RUN\n8 user PEND\n"
+    assert answer(["jjobs", "-u", "all"]).text == "JOBID USER STAT\n"
+    assert "zhang" not in mask("Job <7>, User <zhang>, in /home/zhang/x")
+    with pytest.raises(UserError, match=r"no .*answer to jhosts"):
+        answer(["jhosts"])
+
+
+ENDINGS = [
+    (Ending("killed", "SIGTERM"), "TERM_RUNLIMIT", "timeout"),
+    (Ending("killed", "SIGTERM"), "TERM_MEMLIMIT", "oom_host"),
+    (Ending("killed", "SIGTERM"), "TERM_OWNER", "killed"),
+    (Ending("oom", "8 GiB"), "TERM_OWNER", "oom"),
+    (Ending("crash", "x"), None, "crash"),
+    (None, "TERM_ADMIN", "killed"),
+    (None, None, "lost"),
+]
+
+
+@pytest.mark.parametrize(("own", "reason", "outcome"), ENDINGS)
+def test_endings(own: Ending | None, reason: str | None, outcome: str) -> None:
+    found = ending.by_scheduler(own, reason, Ending("lost", "gone"))
+    assert found.outcome == outcome
+    if reason:
+        assert reason in (found.reason or "")
+
+
+@dataclass
+class Fake(Site):
+    """A scheduler of a few lines: it accepts, and knows what it is told."""
+
+    dialect: Dialect = field(default_factory=lambda: DIALECTS["jh"])
+    timeout_s: float = 1
+    states: dict[str, str] = field(default_factory=dict)
+    silent: bool = False
+    killed: list[str] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
+    cut: bool = False  # the next submission arrives, but its answer does not
+
+    def ask(self, command: Sequence[str], **options: Any) -> Answer:
+        self.commands += 1
+        name = command[0]
+        if name == "jsub":
+            job = str(1 + len(self.states))
+            self.states[job] = "PEND"
+            self.names[job] = command[command.index("-J") + 1]
+            if self.cut:
+                self.cut = False
+                raise Silent("jsub: no answer in 1 s")
+            return Answer(0, f"Job <{job}> is submitted")
+        if name == "jctrl":
+            self.killed += command[2:]
+            self.states |= dict.fromkeys(command[2:], "EXIT")
+            return Answer(0, "")
+        if self.silent:
+            raise Silent("jjobs: no answer in 1 s")
+        if name == "jjobs":
+            wanted = command[command.index("-J") + 1] if "-J" in command else None
+            rows = [
+                f"{job};{state};q;-"
+                for job, state in self.states.items()
+                if wanted in (None, self.names[job])
+            ]
+            return Answer(0, "\n".join(["JOBID;STAT;QUEUE;EXEC_HOST", *rows]))
+        return Answer(0, "")
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def spool(folder: Path, site: Site, clock: Clock, **changes: Any) -> Spool:
+    rules = {
+        "targets": matrix(folder).targets,
+        "limits": ONE,
+        "cpus_per_gpu": 8,
+        "poll_s": 10,
+        "latency_s": 5,
+        "grace_s": 60,
+        "closed_s": 60,
+        **changes,
+    }
+    made = Spool(site, Ledger(folder / "queue"), Rules(**rules), lambda _: None, clock)
+    made.open()
+    return made
+
+
+def work(folder: Path, name: str = "gpu_h200-bs1-r1", content: str = "sha256:00") -> Work:
+    return Work(name, content, "gpu_h200", 4, 32, "true", folder, folder / name / "run.json")
+
+
+def test_a_submission_whose_answer_was_cut_is_found_by_its_name(
+    tmp_path: Path, clock: Clock
+) -> None:
+    site = Fake(cut=True)
+    one = spool(tmp_path, site, clock)
+    one.add(work(tmp_path))
+    one.poll()
+    assert one.live["gpu_h200-bs1-r1"].entry.job is None
+    one.poll()
+    assert one.live["gpu_h200-bs1-r1"].entry.job == "1"
+    assert len(site.states) == 1
+
+
+def test_a_submission_that_never_arrived_is_made_again(tmp_path: Path, clock: Clock) -> None:
+    site = Fake()
+    one = spool(tmp_path, site, clock)
+    entry = one.ledger.begin("gpu_h200-bs1-r1", "sha256:00", "gpu_h200", 4, False)
+    one.add(work(tmp_path))
+    clock.now = entry.since + 0.5  # perhaps still under way
+    one.poll()
+    assert not site.states
+    clock.now = entry.since + 2
+    one.poll()
+    one.poll()
+    assert [name.rpartition(".")[0] for name in site.names.values()] == ["gpu_h200-bs1-r1.2"]
+
+
+def test_other_content_ends_the_live_job_first(tmp_path: Path, clock: Clock) -> None:
+    site = Fake()
+    one = spool(tmp_path, site, clock)
+    one.add(work(tmp_path))
+    one.poll()
+    one.shut()
+    site.states["1"] = "RUN"
+    again = spool(tmp_path, site, clock)
+    again.add(work(tmp_path, content="sha256:ff"))
+    again.poll()
+    assert site.killed == ["1"]
+    assert site.names["2"].startswith("gpu_h200-bs1-r1.2.")
+
+
+def test_two_folders_with_the_same_spec_have_jobs_of_their_own(
+    tmp_path: Path, clock: Clock
+) -> None:
+    site = Fake()
+    one = spool(tmp_path / "one", site, clock)
+    one.add(work(tmp_path / "one"))
+    one.poll()
+    other = spool(tmp_path / "other", site, clock)
+    entry = other.ledger.begin("gpu_h200-bs1-r1", "sha256:00", "gpu_h200", 4, False)
+    other.add(work(tmp_path / "other"))
+    clock.now = entry.since + 2
+    other.poll()
+    assert entry.job_name not in site.names.values()
+    assert other.ledger.newest("gpu_h200-bs1-r1") != one.ledger.newest("gpu_h200-bs1-r1")
+    assert "gpu_h200-bs1-r1" in other.waiting  # its submission never arrived
+
+
+def test_what_was_cancelled_runs_afresh_when_asked_for_again(tmp_path: Path, clock: Clock) -> None:
+    site = Fake()
+    one = spool(tmp_path, site, clock)
+    one.add(work(tmp_path))
+    one.poll()
+    one.end(one.submitted())
+    one.shut()
+    again = spool(tmp_path, site, clock)
+    again.add(work(tmp_path))
+    assert again.poll() == []
+    assert len(site.states) == 2
+
+
+def test_silence_concludes_nothing_and_asks_less_and_less(tmp_path: Path, clock: Clock) -> None:
+    site = Fake()
+    one = spool(tmp_path, site, clock)
+    one.add(work(tmp_path))
+    one.poll()
+    site.silent = True
+    asked = []
+    for _ in range(200):
+        clock.now += 10
+        before = site.commands
+        assert one.poll() == []
+        asked.append(site.commands - before)
+    assert sum(asked) < 20
+    site.silent = False
+    site.states["1"] = "RUN"
+    clock.now += 400
+    assert one.poll() == []
+    assert one.live["gpu_h200-bs1-r1"].ending is None
+
+
+def test_a_vanished_job_is_lost_only_after_the_grace_period(tmp_path: Path, clock: Clock) -> None:
+    site = Fake()
+    one = spool(tmp_path, site, clock)
+    one.add(work(tmp_path))
+    one.poll()
+    site.states = {}
+    assert one.poll() == []
+    clock.now += 59
+    assert one.poll() == []
+    clock.now += 2
+    [ended] = one.poll()
+    assert (ended.ending.outcome, ended.retry) == ("lost", True)
+    assert site.killed == ["1"]  # should it live after all
+    assert ending.of_run(tmp_path / "gpu_h200-bs1-r1/run.json", "1")
+
+
+def test_a_finished_answer_is_taken_up_only_where_the_workflow_was_interrupted(
+    tmp_path: Path, clock: Clock
+) -> None:
+    site = Fake()
+    one = spool(tmp_path, site, clock)
+    one.add(work(tmp_path))
+    one.poll()
+    one.shut()
+    attempt = {"outcome": "ok", "reason": None, "job": "1", "attempt": 1, "log": None}
+    write_json(tmp_path / "gpu_h200-bs1-r1/attempts/1/run.json", attempt)
+    site.states["1"] = "DONE"
+    again = spool(tmp_path, site, clock)
+    again.add(work(tmp_path))
+    [ended] = again.poll()
+    assert ended.ending == Ending("ok")
+    assert (tmp_path / "gpu_h200-bs1-r1/run.json").exists()  # its launcher died before this one
+    assert len(site.states) == 1
+    again.shut()
+    forced = spool(tmp_path, site, clock)
+    asked = work(tmp_path)
+    forced.add(Work(**{**vars(asked), "interrupted": False}))
+    forced.poll()
+    assert len(site.states) == 2
+
+
+def test_status_commands_are_as_many_for_a_hundred_jobs(tmp_path: Path, clock: Clock) -> None:
+    counts = []
+    for number in (1, 100):
+        site = Fake()
+        one = spool(tmp_path / str(number), site, clock, limits=Limits(1000, "queue"))
+        for index in range(number):
+            one.add(work(tmp_path / str(number), f"gpu_h200-bs1-r{index + 1}"))
+        one.poll()
+        before = site.commands
+        one.poll()
+        counts.append(site.commands - before)
+    assert counts[0] == counts[1] == 1
+
+
+def test_the_profile_submits_all_and_only_what_needs_a_gpu() -> None:
+    rules = "\n".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
+    local = rules.count("localrule: True")
+    assert local == 6  # fetch, manifest, spec, metrics, plot, report

@@ -1,0 +1,14 @@
+"""The queue: what to submit when, and what became of it. No Snakemake here.
+
+dialects    LSF and JH as data: how to submit, ask and kill, and how to read the answers
+site        the site's commands, each with a time limit
+script      the stub that is submitted and the job script that it starts
+ledger      which job stands for which work, on disk; one holder at a time
+hosts       free cards of each target
+admission   what to submit now (pure)
+ending      what became of a job, from its files and the scheduler's reason
+spool       the dispatcher: all of the above, one poll at a time
+watch       `xdimo status`
+preflight   `xdimo doctor --here`: what a job finds on the machine it was given
+look        `xdimo doctor`: what can be seen before anything is submitted
+"""

@@ -1,0 +1,74 @@
+"""What to submit now. A pure function of what is ready, what is there, and what is free."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+from xdimo.cluster.hosts import Free
+
+
+class Wanted(Protocol):
+    """Work as admission sees it."""
+
+    @property
+    def target(self) -> str: ...
+    @property
+    def cards(self) -> int: ...  # of one host
+    @property
+    def alone(self) -> bool: ...  # no other job of ours on its target meanwhile
+
+
+Work = TypeVar("Work", bound=Wanted)
+
+
+@dataclass(frozen=True)
+class Limits:
+    pending: int  # jobs that may wait in the queue at once, whoever of ours submitted them
+    mode: Literal["queue", "hold"]  # when nothing fits: the oldest waits there, or here
+
+
+def admit(
+    ready: Sequence[Work], live: Sequence[Wanted], free: Free, pending: int, limits: Limits
+) -> list[Work]:
+    """Which of ``ready`` (oldest first) to submit now.
+
+    ``live``: our submitted jobs. ``free``: cards by target and host, without what our own pending
+    jobs will take. ``pending``: all our pending jobs in the queue system, others' work included.
+    """
+    slots = limits.pending - pending
+    if slots <= 0:
+        return []
+    allowed = _allowed(ready, live)
+    left = {target: list(cards) for target, cards in free.items()}
+    chosen = [work for work in allowed if _take(left[work.target], work.cards)][:slots]
+    if not chosen and allowed and pending == 0 and limits.mode == "queue":
+        return [allowed[0]]  # else a busy site would starve us
+    return chosen
+
+
+def _allowed(ready: Sequence[Work], live: Sequence[Wanted]) -> list[Work]:
+    """Those that no `alone` keeps back, its own or another's.
+
+    Younger work overtakes one that waits to be alone: the runs of a campaign come to an end, and
+    cards that nobody uses would be the price.
+    """
+    busy = {job.target for job in live}
+    closed = {job.target for job in live if job.alone}
+    allowed = []
+    for work in ready:
+        if work.target in (busy if work.alone else closed):
+            continue
+        if work.alone:
+            closed.add(work.target)
+        busy.add(work.target)
+        allowed.append(work)
+    return allowed
+
+
+def _take(hosts: list[int], wanted: int) -> bool:
+    """Takes ``wanted`` cards of the fullest host that has them."""
+    enough = [cards for cards in hosts if cards >= wanted]
+    if not enough:
+        return False
+    hosts[hosts.index(min(enough))] -= wanted
+    return True

@@ -1,0 +1,163 @@
+"""What became of a job: from what its run wrote, else from what the scheduler says."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xdimo.errors import UserError
+from xdimo.files import file_hash, read_json, write_json
+from xdimo.outcome import ANSWERS, RETRIED, Outcome
+from xdimo.train import identity
+
+SCHEMA = 1  # of run.json
+
+# The scheduler's reasons that mean more than "it ended".
+_MEANING: dict[str, Outcome] = {
+    "TERM_RUNLIMIT": "timeout",
+    "TERM_CPULIMIT": "timeout",
+    "TERM_DEADLINE": "timeout",
+    "TERM_MEMLIMIT": "oom_host",
+    "TERM_SWAP": "oom_host",
+}
+
+
+@dataclass(frozen=True)
+class Ending:
+    outcome: Outcome
+    reason: str | None = None
+
+    @property
+    def answered(self) -> bool:
+        """Whether it is the answer, and stands in the workflow's output."""
+        return self.outcome in ANSWERS
+
+    @property
+    def retried(self) -> bool:
+        return self.outcome in RETRIED
+
+    def __str__(self) -> str:
+        return self.outcome + (f" ({self.reason})" if self.reason else "")
+
+
+def meaning(reason: str | None) -> Outcome | None:
+    """What a scheduler's reason says of a run; None where it says nothing."""
+    if reason is None:
+        return None
+    return _MEANING.get(reason, "killed" if reason.startswith("TERM_") else None)
+
+
+def of_run(answer: Path, job: str) -> tuple[Path, dict[str, Any]] | None:
+    """The newest attempt that ``job`` has ended: its folder and its run.json."""
+    attempts = answer.parent / "attempts"
+    numbers = sorted((int(p.name) for p in attempts.glob("*") if p.name.isdigit()), reverse=True)
+    for number in numbers:
+        try:
+            run = read_json(attempts / str(number) / "run.json")
+        except UserError:
+            continue  # begun, and not ended
+        if run.get("job") == job:
+            return attempts / str(number), run
+    return None
+
+
+def found(answer: Path, job: str, is_run: bool) -> Ending | None:
+    """How ``job`` ended by its own word. Puts the answer in place where it had no time to."""
+    if not is_run:
+        return Ending("ok") if answer.exists() else None
+    attempt = of_run(answer, job)
+    if attempt is None:
+        return None
+    folder, run = attempt
+    ending = Ending(run["outcome"], run["reason"])
+    if ending.answered and not _stands(answer, run):
+        _place(answer, folder, run)
+    return ending
+
+
+def _stands(answer: Path, run: dict[str, Any]) -> bool:
+    try:
+        top = read_json(answer)
+    except UserError:
+        return False
+    return bool(top.get("attempt") == run["attempt"])
+
+
+def _place(answer: Path, folder: Path, run: dict[str, Any]) -> None:
+    log = f"attempts/{folder.name}/{run['log']}" if run["log"] else None
+    write_json(answer, {**run, "log": log})
+
+
+def by_scheduler(own: Ending | None, reason: str | None, fallback: Ending) -> Ending:
+    """The ending, once the scheduler has been asked.
+
+    A limit that it enforced says more than the launcher's own word, which saw a signal only.
+    """
+    word = meaning(reason)
+    if own is not None and (own.answered or word is None or word == own.outcome):
+        return Ending(own.outcome, _both(own.reason, reason))
+    if word is not None:
+        return Ending(word, _both(own.reason if own else None, reason))
+    return fallback
+
+
+def _both(one: str | None, other: str | None) -> str | None:
+    return ", ".join(part for part in (one, other) if part) or None
+
+
+def record(
+    answer: Path, *, run: str, spec: str, ending: Ending, job: str | None, host: str | None
+) -> None:
+    """Writes an ending that the launcher did not, as an attempt of the run.
+
+    It goes to the attempt that ``job`` ended or had begun, else to a new one.
+    """
+    folder = _attempt(answer, job, ending)
+    path = folder / "run.json"
+    log = folder / "log.jsonl"
+    known = read_json(path) if path.exists() and job is not None else {}
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    facts = {
+        "schema": SCHEMA,
+        "run": run,
+        "spec": spec,
+        "outcome": ending.outcome,
+        "reason": ending.reason,
+        "attempt": int(folder.name),
+        "job": job,
+        "host": host,
+        "started": now,
+        "ended": now,
+        "log": log.name if log.exists() else None,
+        "log_sha256": file_hash(log) if log.exists() else None,
+        "code": identity.code_identity(),
+        "cause": [],
+    }
+    kept = {
+        key: known[key] for key in ("host", "started", "ended", "code", "cause") if key in known
+    }
+    write_json(path, {**facts, **kept})
+    if ending.answered:
+        _place(answer, folder, {**facts, **kept})
+
+
+def _attempt(answer: Path, job: str | None, ending: Ending) -> Path:
+    attempts = answer.parent / "attempts"
+    attempts.mkdir(parents=True, exist_ok=True)
+    if job is not None and (mine := of_run(answer, job)):
+        return mine[0]
+    last = max((int(p.name) for p in attempts.iterdir() if p.name.isdigit()), default=0)
+    newest = attempts / str(last)
+    if last and _takes(newest, job, ending):
+        return newest
+    folder = attempts / str(last + 1)
+    folder.mkdir()
+    return folder
+
+
+def _takes(newest: Path, job: str | None, ending: Ending) -> bool:
+    """Begun by this job; or the same thing said again, of no job."""
+    if not (newest / "run.json").exists():
+        return job is not None
+    run = read_json(newest / "run.json")
+    return bool(job is None and run["job"] is None and run["outcome"] == ending.outcome)

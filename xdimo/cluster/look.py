@@ -1,0 +1,153 @@
+"""`xdimo doctor`: what can be seen before anything is submitted. Each line: ok, or what to mend."""
+
+import importlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from xdimo.cluster.admission import Limits, admit
+from xdimo.cluster.campaign import site_of
+from xdimo.cluster.dialects import Job
+from xdimo.cluster.finding import Finding
+from xdimo.cluster.hosts import Host, free_cards, out_of_service
+from xdimo.cluster.ledger import Ledger
+from xdimo.cluster.site import Silent, Site
+from xdimo.config import Bench, Hardware
+from xdimo.data.vae import locate
+from xdimo.data.videos import list_videos
+from xdimo.errors import UserError
+
+DISK_GIB = 20  # FaceForensics' latents are near 10 GB
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    name: str
+    target: str
+    cards: int
+    alone: bool
+
+
+def look(bench: Bench, hardware: Hardware, transcript: Path | None) -> Iterator[Finding]:
+    """Line by line, as each is found."""
+    try:
+        site = site_of(bench, transcript)
+    except UserError as error:
+        yield Finding(False, str(error), "profiles/default runs on this machine alone")
+    else:
+        yield from _queue(bench, site)
+    yield from _data(bench)
+    yield from _disk(bench)
+    yield from memory_claims(bench, hardware)
+
+
+def _queue(bench: Bench, site: Site) -> Iterator[Finding]:
+    dialect = site.dialect
+    yield Finding(True, f"scheduler: {dialect.name} ({shutil.which(dialect.submit)})")
+    jobs: dict[str, Job] = {}
+    try:
+        jobs = site.jobs()
+        pending = sum(job.state == "pending" for job in jobs.values())
+        running = sum(job.alive for job in jobs.values()) - pending
+        yield Finding(True, f"jobs of yours: {running} running, {pending} pending")
+    except Silent as silent:
+        yield Finding(False, str(silent), "nothing is submitted while it does not answer")
+        return
+    if dialect.limits:
+        try:
+            yield Finding(True, f"limits: {' / '.join(site.ask(dialect.limits).text.split())}")
+        except Silent as silent:
+            yield Finding(False, str(silent), "pending_limit of the config is used")
+    hosts: dict[str, Host] | None = None
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            hosts = site.hosts(Path(folder) / "answer")
+        names = ", ".join(f"{host.name} {host.status}" for host in hosts.values())
+        yield Finding(True, f"hosts: {names}")
+    except Silent as silent:
+        yield Finding(False, str(silent), "gpus_free of the config is used; keep --transcript DIR")
+    entries = [entry for entry in Ledger(Path(bench.queue_folder)).entries() if entry.open]
+    taken: dict[str, int] = {}
+    for entry in entries:
+        taken[entry.target] = taken.get(entry.target, 0) + entry.cards
+    free, said = free_cards(bench.targets, hosts, taken, bench.cpus_per_gpu)
+    for message in said:
+        yield Finding(False, message, "list the nodes under targets.<name>.hosts as they are named")
+    out = out_of_service(bench.targets, hosts)
+    for name, target in bench.targets.items():
+        if not target.enabled:
+            yield Finding(True, f"{name}: out of service: {target.reason}")
+        elif name in out:
+            yield Finding(False, f"{name}: {out[name]}", "its cells will end as unavailable")
+        else:
+            source = "hosts command" if hosts and target.hosts else "config"
+            cards = sum(free[name])
+            yield Finding(True, f"{name}: {cards} of {target.gpus_total} cards free ({source})")
+    live = {entry.work for entry in entries}
+    ready = [
+        _Wanted(run, cell.target, bench.targets[cell.target].gpus, cell.name == bench.baseline)
+        for run in bench.runs(bench.in_service)
+        for cell in [bench.cells[run.rpartition("-r")[0]]]
+        if run not in live
+        and cell.target not in out
+        and not (Path(bench.runs_folder) / run / "run.json").exists()
+    ]
+    limits = Limits(bench.pending_limit, bench.queue.admission)
+    now = admit(ready, entries, free, pending, limits)
+    yield Finding(True, f"would submit now: {', '.join(one.name for one in now) or 'nothing'}")
+
+
+def _data(bench: Bench) -> Iterator[Finding]:
+    folder = Path(bench.dataset.videos)
+    expected = bench.dataset.expected_videos
+    if not folder.is_dir():
+        yield Finding(False, f"{folder}: no such folder", "set dataset.videos")
+    else:
+        count = len(list_videos(bench.dataset.videos))
+        enough = count >= (expected or 1)
+        mend = None if enough else "set dataset.expected_videos, or bring the missing ones"
+        yield Finding(enough, f"{folder}: {count} files, {expected or 'any number'} expected", mend)
+    yield from _imports()
+    weights = bench.vae.weights
+    if bench.vae.random:
+        yield Finding(True, "VAE: random weights (changes no speed; every report says so)")
+    else:
+        yield _try(lambda: f"VAE: {locate(Path(weights))[1]}", "set vae.weights")
+
+
+def _imports() -> Iterator[Finding]:
+    for name in ("av", "decord"):
+        yield _try(partial(_version, name), f"pip install {name}")
+
+
+def _version(name: str) -> str:
+    return f"decoder: {name} {importlib.import_module(name).__version__}"
+
+
+def _try(what: Callable[[], str], mend: str) -> Finding:
+    try:
+        return Finding(True, what())
+    except (ImportError, OSError, UserError) as error:
+        return Finding(False, str(error), mend)
+
+
+def _disk(bench: Bench) -> Iterator[Finding]:
+    folder = Path(bench.results)
+    while not folder.exists():
+        folder = folder.parent
+    free_gib = shutil.disk_usage(folder).free / 1024**3
+    mend = None if free_gib >= DISK_GIB else f"latents and records want {DISK_GIB} GiB"
+    yield Finding(mend is None, f"{bench.results}: {free_gib:.0f} GiB free", mend)
+
+
+def memory_claims(bench: Bench, hardware: Hardware) -> Iterator[Finding]:
+    """Cards of the config with their memory; a site's own page has been wrong about it."""
+    for name, target in bench.targets.items():
+        card = hardware.cards[target.card]
+        if target.device == "cuda" and card.memory_gb is not None:
+            yield Finding(
+                True, f"{name}: {card.label}, {card.memory_gb:g} GB a card (hardware.yaml)"
+            )

@@ -1,0 +1,536 @@
+"""The dispatcher: takes work, submits what fits, and says how each ended. One `poll` at a time.
+
+Each poll asks for the status of all jobs with one command, and, while something waits, for the
+hosts with another, however many jobs there are. A command that fails or hangs says nothing about
+the jobs: nothing is concluded or submitted until one answers.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from xdimo.cluster import ending as endings
+from xdimo.cluster import script
+from xdimo.cluster.admission import Limits, admit
+from xdimo.cluster.dialects import Job, Request, accepted, is_limit
+from xdimo.cluster.ending import Ending
+from xdimo.cluster.hosts import Free, Host, free_cards, out_of_service
+from xdimo.cluster.ledger import CANCELLED, Entry, Ledger
+from xdimo.cluster.site import Silent, Site
+from xdimo.config import Target
+from xdimo.errors import UserError
+from xdimo.files import read_json, write_json
+
+LONGEST_BACK_OFF_S = 300
+CANCEL, WAITING = "cancel.json", "waiting.json"
+PREFLIGHT = "preflight-"  # and the target: the work that looks before a target's first run
+
+
+@dataclass(frozen=True)
+class Work:
+    """Something to be run in the queue once."""
+
+    name: str  # of a run, or of a rule
+    content: str  # hash of what it does
+    target: str
+    cards: int
+    cpus: int
+    command: str  # shell text
+    workdir: Path
+    answer: Path  # the file that holds its end
+    is_run: bool = True  # a training: `launch` writes how it ends, and content is its spec's hash
+    alone: bool = False
+    walltime_min: int = 120
+    interrupted: bool = True  # False: the answer that lies there is not one to be taken up
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the config says of the queue. Seconds."""
+
+    targets: Mapping[str, Target]
+    limits: Limits
+    cpus_per_gpu: int
+    poll_s: float  # from one poll to the next
+    latency_s: float  # until what a job wrote is seen here
+    grace_s: float  # until a job that vanished without a trace is lost
+    closed_s: float  # until a target whose hosts are all out is out of service
+    preflight: Callable[[str], Work] | None = None  # by target; None: none is made
+
+
+@dataclass(frozen=True)
+class Ended:
+    work: Work
+    ending: Ending
+    retry: bool
+
+
+@dataclass
+class _Live:
+    """Submitted work."""
+
+    work: Work
+    entry: Entry
+    job: Job | None = None
+    gone: float | None = None  # when it was first seen to be over, or missing
+    ending: Ending | None = None  # over, and not yet handed on
+
+    @property
+    def target(self) -> str:
+        return self.entry.target
+
+    @property
+    def cards(self) -> int:
+        return self.entry.cards
+
+    @property
+    def alone(self) -> bool:
+        return self.entry.alone
+
+
+@dataclass
+class Spool:
+    site: Site
+    ledger: Ledger
+    rules: Rules
+    say: Callable[[str], None]
+    clock: Callable[[], float] = time.time
+    waiting: dict[str, Work] = field(default_factory=dict)  # oldest first
+    live: dict[str, _Live] = field(default_factory=dict)
+    _lock: int = -1
+    _others: dict[str, Entry] = field(default_factory=dict)  # in the ledger, not asked for here
+    _missing: dict[str, float] = field(default_factory=dict)  # of those, since when
+    _ended: list[Ended] = field(default_factory=list)
+    _said: set[str] = field(default_factory=set)
+    _silences: int = 0
+    _ask_again: float = 0
+    _closed_since: dict[str, float] = field(default_factory=dict)
+    _out: dict[str, str] = field(default_factory=dict)  # targets out of service, why
+    _why: dict[str, str] = field(default_factory=dict)
+    _told: dict[str, str] | None = None
+
+    def open(self) -> None:
+        """Takes the ledger. Raises UserError where another process holds it."""
+        self._lock = self.ledger.hold(wait_s=self.site.timeout_s + 1)
+        (self.ledger.folder / CANCEL).unlink(missing_ok=True)
+        self._others = {entry.work: entry for entry in self.ledger.entries() if entry.open}
+
+    def shut(self) -> None:
+        (self.ledger.folder / WAITING).unlink(missing_ok=True)
+        self.ledger.release()
+
+    # -- what the workflow asks ------------------------------------------------------------------
+
+    def add(self, work: Work) -> None:
+        """Takes work: a live job that does the same is adopted, else it waits for its turn."""
+        entry = self.ledger.newest(work.name)
+        if entry is None or not entry.open:
+            self._wait(work)
+            return
+        self._others.pop(work.name, None)
+        over = entry.job and endings.found(work.answer, entry.job, work.is_run)
+        if entry.cancelled and not (over and over.answered):
+            self._end_now(entry)
+            self.ledger.change(entry, stage="closed", outcome="killed", reason="cancelled")
+            self._wait(work)
+        elif entry.content == work.content and (work.interrupted or not over):
+            self.live[work.name] = _Live(work, entry)
+            self.say(f"{work.name}: adopted job {entry.job or entry.job_name}")
+        elif over:  # asked for anew
+            self.ledger.change(entry, stage="closed")
+            self._wait(work)
+        else:
+            # It would write its answer where the new one belongs.
+            self.say(f"{work.name}: has changed since job {entry.job}, which is ended first")
+            self._end_now(entry)
+            self.ledger.change(entry, stage="closed", reason="replaced by other content")
+            self._wait(work)
+
+    def close(self, name: str) -> None:
+        """The workflow has taken note of how ``name`` ended."""
+        if live := self.live.pop(name, None):
+            self.ledger.change(live.entry, stage="closed")
+
+    def drop(self) -> list[str]:
+        """Forgets what is not submitted; returns its names."""
+        names = list(self.waiting)
+        self.waiting.clear()
+        return names
+
+    def submitted(self) -> list[Entry]:
+        """What is in the queue or runs, as far as is known."""
+        return [live.entry for live in self.live.values() if live.ending is None]
+
+    def end(self, entries: Sequence[Entry]) -> str:
+        """Ends jobs for good; returns the scheduler's words. Raises Silent."""
+        return cancel(self.site, entries)
+
+    # -- one poll --------------------------------------------------------------------------------
+
+    def poll(self) -> list[Ended]:
+        """Looks once, submits what fits, and returns what has ended since the last time."""
+        now = self.clock()
+        if now >= self._ask_again:
+            try:
+                jobs = self.site.jobs()
+            except Silent as silent:
+                self._back_off(now, silent)
+            else:
+                self._heard()
+                self._look(jobs, now)
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _look(self, jobs: Mapping[str, Job], now: float) -> None:
+        for live in list(self.live.values()):
+            if live.ending is None:
+                self._follow(live, jobs, now)
+        self._forget_others(jobs, now)
+        self._drop_cancelled()
+        queued = any(live.job and live.job.state == "pending" for live in self.live.values())
+        if self.waiting or queued:
+            hosts = self._hosts()
+            self._retire(hosts, jobs, now)
+            self._submit(jobs, hosts)
+        self._tell()
+
+    def _forget_others(self, jobs: Mapping[str, Job], now: float) -> None:
+        """Those that are over; one that is missing only after the grace period."""
+        for name, entry in list(self._others.items()):
+            job = jobs.get(entry.job or "")
+            if job is not None and job.alive:
+                self._missing.pop(name, None)
+                continue
+            missing_s = now - self._missing.setdefault(name, now)
+            if job is not None or missing_s > self.rules.grace_s:
+                del self._others[name]
+
+    def _back_off(self, now: float, silent: Silent) -> None:
+        self._silences += 1
+        wait_s = min(self.rules.poll_s * 2 ** (self._silences - 1), LONGEST_BACK_OFF_S)
+        self._ask_again = now + wait_s
+        if self._silences == 1:
+            self.say(f"{silent}; jobs go on, asking again")
+
+    def _heard(self) -> None:
+        if self._silences:
+            self.say(f"{self.site.dialect.status} answers again")
+        self._silences = 0
+
+    # -- following submitted work ----------------------------------------------------------------
+
+    def _follow(self, live: _Live, jobs: Mapping[str, Job], now: float) -> None:
+        if live.entry.job is None and not self._recover(live, now):
+            return
+        assert live.entry.job is not None
+        job = jobs.get(live.entry.job)
+        if job is not None:
+            live.job = job
+        if job is not None and job.alive:
+            live.gone = None
+            return
+        live.gone = live.gone or now
+        self._conclude(live, job, now - live.gone)
+
+    def _recover(self, live: _Live, now: float) -> bool:
+        """A submission that was cut: whether it reached the queue, under the name we gave it."""
+        entry = live.entry
+        try:
+            named = self.site.jobs(entry.job_name)
+        except Silent as silent:
+            self._once(f"{entry.work}: {silent}; it is not submitted again before that is known")
+            return False
+        started = entry.folder / script.STARTED
+        job = next(iter(named), None) or (started.read_text() if started.exists() else None)
+        if job:
+            live.entry = self.ledger.change(entry, stage="submitted", job=job)
+            self.say(f"{entry.work}: adopted job {job}")
+            return True
+        # The command may still have been under way when it was cut.
+        if now - entry.since > self.site.timeout_s:
+            self.ledger.change(entry, stage="refused", reason="never reached the queue")
+            del self.live[entry.work]
+            self._wait(live.work)
+        return False
+
+    def _conclude(self, live: _Live, job: Job | None, since_s: float) -> None:
+        """``job``: its line of the status answer; None where it is missing there."""
+        work, entry = live.work, live.entry
+        assert entry.job is not None
+        own = endings.found(work.answer, entry.job, work.is_run)
+        if own is not None and own.answered:
+            self._finish(live, own)
+            return
+        patience_s = self.rules.latency_s if job is not None else self.rules.grace_s
+        if own is None and since_s < patience_s:
+            return
+        try:
+            reason = self.site.reason(entry.job)
+        except Silent as silent:
+            reason = None
+            if since_s < max(self.rules.grace_s, self.rules.latency_s):
+                self._once(f"{work.name}: {silent}; asking again")
+                return
+        if job is None:
+            fallback = Ending("lost", f"job {entry.job} vanished without a trace")
+        else:
+            fallback = Ending("crash", f"job {entry.job} ended as {job.state}, without its answer")
+        ending = endings.by_scheduler(own, reason, fallback)
+        if ending.outcome == "lost":
+            self._end_now(entry)  # should it live after all, its work must not run twice
+        if work.is_run and ending != own:
+            host = live.job.host if live.job else None
+            endings.record(
+                work.answer,
+                run=work.name,
+                spec=work.content,
+                ending=ending,
+                job=entry.job,
+                host=host,
+            )
+        self._finish(live, ending)
+
+    def _finish(self, live: _Live, ending: Ending) -> None:
+        live.ending = ending
+        retry = ending.retried and not live.entry.cancelled
+        live.entry = self.ledger.change(live.entry, outcome=ending.outcome, reason=ending.reason)
+        if live.work.name.startswith(PREFLIGHT):
+            self._preflown(live, ending)
+            return
+        if not ending.answered:
+            self.close(live.work.name)
+        self._ended.append(Ended(live.work, ending, retry))
+
+    def _end_now(self, entry: Entry) -> None:
+        try:
+            self.site.kill([entry.job] if entry.job else [])
+        except Silent as silent:
+            self.say(f"{entry.work}: {silent}")
+
+    # -- looking before a target's first run -----------------------------------------------------
+
+    def _wait(self, work: Work) -> None:
+        if self.rules.preflight and work.is_run and work.target not in self._out:
+            look = self.rules.preflight(work.target)
+            if not self._passed(look) and look.name not in {*self.waiting, *self.live}:
+                self.add(look)
+        self.waiting[work.name] = work
+
+    def _passed(self, look: Work) -> bool:
+        entry = self.ledger.newest(look.name)
+        return entry is not None and entry.content == look.content and entry.outcome == "ok"
+
+    def _preflown(self, live: _Live, ending: Ending) -> None:
+        problems = [ending.reason or ending.outcome]
+        if ending.answered:
+            answer = read_json(live.work.answer)
+            problems = [line["what"] for line in answer["lines"] if not line["ok"]]
+        if problems:
+            self.ledger.change(live.entry, outcome="unavailable", reason="; ".join(problems))
+            self._out[live.target] = f"preflight: {'; '.join(problems)}"
+        self.say(f"{live.work.name}: {self._out.get(live.target, 'ok')}")
+        del self.live[live.work.name]
+        self.ledger.change(live.entry, stage="closed", outcome="unavailable" if problems else "ok")
+
+    # -- submitting ------------------------------------------------------------------------------
+
+    def _hosts(self) -> dict[str, Host] | None:
+        if not any(target.hosts for target in self.rules.targets.values()):
+            return None
+        try:
+            return self.site.hosts(self.ledger.folder / "hosts-answer.txt")
+        except Silent as silent:
+            self._once(f"{silent}; gpus_free of the config is used")
+            return None
+
+    def _retire(
+        self, hosts: Mapping[str, Host] | None, jobs: Mapping[str, Job], now: float
+    ) -> None:
+        """Ends what waits for a target that is out of service."""
+        if hosts is not None:
+            closed = out_of_service(self.rules.targets, hosts)
+            since = self._closed_since
+            self._closed_since = {target: since.get(target, now) for target in closed}
+            for target, states in closed.items():
+                if now - self._closed_since[target] >= self.rules.closed_s:
+                    self._out.setdefault(target, states)
+                else:
+                    self._once(f"{target}: {states}; waiting for it")
+            for target in self._out.keys() - closed.keys():
+                if not self._out[target].startswith("preflight"):
+                    del self._out[target]  # back in service
+        for work in [w for w in self.waiting.values() if w.target in self._out]:
+            del self.waiting[work.name]
+            self._refuse(work, Ending("unavailable", self._out[work.target]))
+        for live in list(self.live.values()):
+            pending = live.job is not None and live.job.state == "pending"
+            if live.ending is None and pending and live.target in self._out:
+                self._end_now(live.entry)
+                self._give_up(live, Ending("unavailable", self._out[live.target]))
+
+    def _give_up(self, live: _Live, ending: Ending) -> None:
+        self.ledger.change(
+            live.entry, stage="refused", outcome=ending.outcome, reason=ending.reason
+        )
+        del self.live[live.work.name]
+        self._refuse(live.work, ending)
+
+    def _refuse(self, work: Work, ending: Ending) -> None:
+        if work.name.startswith(PREFLIGHT):
+            self._out[work.target] = f"preflight: {ending.reason}"
+            self.say(f"{work.name}: {ending}")
+            return
+        if work.is_run:
+            endings.record(
+                work.answer,
+                run=work.name,
+                spec=work.content,
+                ending=ending,
+                job=None,
+                host=None,
+            )
+        self._ended.append(Ended(work, ending, False))
+
+    def _submit(self, jobs: Mapping[str, Job], hosts: Mapping[str, Host] | None) -> None:
+        pending = sum(job.state == "pending" for job in jobs.values())
+        pending += sum(live.entry.job is None for live in self.live.values())  # perhaps there
+        free = self._free(jobs, hosts)
+        looking = {name.removeprefix(PREFLIGHT) for name in {*self.waiting, *self.live}}
+        ready = [w for w in self.waiting.values() if not (w.is_run and w.target in looking)]
+        holders = [live for live in self.live.values() if live.ending is None]
+        for work in admit(
+            ready, [*holders, *self._others.values()], free, pending, self.rules.limits
+        ):
+            if not self._submit_one(work):
+                break
+        self._why = self._reasons(free, looking, pending)
+
+    def _free(self, jobs: Mapping[str, Job], hosts: Mapping[str, Host] | None) -> Free:
+        running: dict[str, int] = {}
+        queued: dict[str, int] = {}
+        entries = [*self.submitted(), *self._others.values()]
+        for entry in entries:
+            job = jobs.get(entry.job or "")
+            into = running if job is not None and job.state != "pending" else queued
+            into[entry.target] = into.get(entry.target, 0) + entry.cards
+        free, said = free_cards(self.rules.targets, hosts, running, self.rules.cpus_per_gpu)
+        for message in said:
+            self._once(message)
+        return {
+            target: tuple(max(cards - queued.get(target, 0), 0) for cards in by_host)
+            for target, by_host in free.items()
+        }
+
+    def _submit_one(self, work: Work) -> bool:
+        """Whether more may be submitted in this poll."""
+        target = self.rules.targets[work.target]
+        entry = self.ledger.begin(work.name, work.content, work.target, work.cards, work.alone)
+        request = Request(
+            name=entry.job_name,
+            queue=target.queue,
+            hosts=tuple(target.hosts),
+            cpus=work.cpus,
+            gpus=work.cards if target.device == "cuda" else 0,
+            walltime_min=work.walltime_min,
+            output="output.log",
+            error="error.log",
+        )
+        path = script.write(entry.folder, work.command, work.workdir, self.site.dialect)
+        text = script.stub(path)
+        work.answer.unlink(missing_ok=True)  # as Snakemake does before it runs a rule
+        work.answer.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            answer = self.site.ask(
+                self.site.dialect.submit_command(request),
+                stdin=text,
+                folder=entry.folder,
+                keep_open=[self._lock] if self._lock >= 0 else [],
+            ).text
+        except Silent as silent:
+            self.say(f"{work.name}: {silent}; looking for it in the queue")
+            del self.waiting[work.name]
+            self.live[work.name] = _Live(work, entry)
+            return False
+        job = accepted(answer)
+        if job is not None:
+            del self.waiting[work.name]
+            entry = self.ledger.change(entry, stage="submitted", job=job)
+            self.live[work.name] = _Live(work, entry)
+            self._said.discard("limit")
+            self.say(f"{work.name}: submitted as job {job} to {target.queue}")
+            return True
+        words = " ".join(answer.split())
+        if is_limit(answer):
+            shutil.rmtree(entry.folder)
+            self._once(f"the queue takes no more jobs for now ({words}); waiting", key="limit")
+            return False
+        self.ledger.change(entry, stage="refused", outcome="rejected", reason=words)
+        del self.waiting[work.name]
+        self._refuse(work, Ending("rejected", words))
+        return True
+
+    # -- what people see -------------------------------------------------------------------------
+
+    def _drop_cancelled(self) -> None:
+        """`xdimo cancel` asked for the end of what waits here."""
+        path = self.ledger.folder / CANCEL
+        if not path.exists():
+            return
+        names = read_json(path)
+        path.unlink()
+        for work in [w for w in self.waiting.values() if matches(w.name, w.target, names)]:
+            del self.waiting[work.name]
+            self._ended.append(Ended(work, Ending("killed", "cancelled before it ran"), False))
+
+    def _reasons(self, free: Free, looking: set[str], pending: int) -> dict[str, str]:
+        why = {}
+        for work in self.waiting.values():
+            if work.is_run and work.target in looking:
+                why[work.name] = f"until {work.target} has been looked at"
+            elif max(free[work.target], default=0) < work.cards:
+                why[work.name] = f"needs {work.cards} cards, {max(free[work.target])} free"
+            elif pending >= self.rules.limits.pending:
+                why[work.name] = f"the queue holds {pending} of our jobs already"
+            elif work.alone:
+                why[work.name] = f"until no other job of ours is on {work.target}"
+            else:
+                why[work.name] = "its turn"
+        return why
+
+    def _tell(self) -> None:
+        path = self.ledger.folder / WAITING
+        why = {name: self._why.get(name, "its turn") for name in self.waiting}
+        if why != self._told:
+            write_json(path, why)
+            self._told = why
+
+    def _once(self, message: str, key: str | None = None) -> None:
+        if (key or message) not in self._said:
+            self._said.add(key or message)
+            self.say(message)
+
+
+def cancel(site: Site, entries: Sequence[Entry]) -> str:
+    """Ends the jobs of ``entries``, which are not tried again; returns the scheduler's words.
+
+    Raises Silent.
+    """
+    for entry in entries:
+        (entry.folder / CANCELLED).touch()
+    return site.kill([entry.job for entry in entries if entry.job])
+
+
+def matches(name: str, target: str, names: Iterable[str]) -> bool:
+    """Whether a run is named by its target, its cell or itself."""
+    return any(name == asked or target == asked or name.startswith(f"{asked}-r") for asked in names)
+
+
+def require_known(names: Iterable[str], known: Iterable[str]) -> None:
+    """Raises UserError on a name that is no target, cell or run."""
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise UserError(
+            f"{', '.join(unknown)}: no target, cell or run; allowed: {', '.join(known)}"
+        )
