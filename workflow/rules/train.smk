@@ -5,17 +5,17 @@ from xdimo.spec import dataset_in
 
 
 rule spec:
+    """Write the self-contained description of one run.
+
+    input: manifest.json, whose content hash the spec names
+    output: spec.json
+    """
     input:
         ancient(MANIFEST),
     output:
         f"{RUNS}/{{cell}}-r{{repeat}}/spec.json",
     log:
         f"{LOGS}/{{cell}}-r{{repeat}}.spec.log",
-    """Write the self-contained description of one run.
-
-    input: manifest.json, whose content hash the spec names
-    output: spec.json
-    """
     localrule: True
     conda:
         "../envs/xdimo.yaml"
@@ -96,6 +96,11 @@ for cell in CELLS:
 
 
 rule metrics:
+    """Derive the numbers of one run; no GPU needed.
+
+    input: run.json, which names the log beside it; peaks
+    output: metrics.json
+    """
     input:
         run=f"{RUNS}/{{cell}}-r{{repeat}}/run.json",
         hardware=BENCH.hardware,
@@ -103,11 +108,6 @@ rule metrics:
         f"{RUNS}/{{cell}}-r{{repeat}}/metrics.json",
     log:
         f"{LOGS}/{{cell}}-r{{repeat}}.metrics.log",
-    """Derive the numbers of one run; no GPU needed.
-
-    input: run.json, which names the log beside it; peaks
-    output: metrics.json
-    """
     localrule: True
     conda:
         "../envs/xdimo.yaml"
