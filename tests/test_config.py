@@ -67,7 +67,11 @@ REFUSED = [
     ("clips.size", 18, "clips.size: 18 pixels; must be a multiple of 4"),
     ("clips.frames", 0, "clips.frames: Input should be greater than or equal to 1"),
     ("vae.norm_num_groups", 3, "vae.norm_num_groups: 3 does not divide 4"),
-    ("train.implementation", "fused", "train.implementation: fused runs on one GPU only"),
+    (
+        "train.implementation",
+        "fused",
+        "train.implementation: fused runs on GPUs, and targets.cpu_1",
+    ),
     ("targets.cpu_1.card", "h300", "targets.cpu_1.card: 'h300' is not in hardware.yaml; allowed: "),
     ("targets.cpu_1.variants", [1, 1], "targets.cpu_1.variants: [1, 1] names one cell twice"),
     ("targets.cpu_1.baseline_variant", 3, "targets.cpu_1.baseline_variant: 3 is none of its"),

@@ -157,7 +157,7 @@ def test_with_no_run_every_cell_is_pending(bench):
     assert [row[6] for row in main_rows(document.en)] == ["pending"] * 3
     assert main_rows(document.en)[0][3] == "91.1 declared / 364.2 tensor"
     assert "待填" in document.zh and "pending" not in document.zh
-    command = "snakemake gpu_6000ada-bs1-online"
+    command = "snakemake --profile profiles/lsf gpu_6000ada-bs1-online"
     assert f"| `{command}`" in document.en
     assert "no manifest yet" in document.en
 

@@ -152,7 +152,7 @@ class Target(Strict):
     gpus: Positive = Field(4, description="GPUs of a run, one process each")
     gpus_total: Positive = Field(description="cards of this type at the site")
     gpus_free: int = Field(ge=0, description="of those, not taken by others")
-    queue: str = Field(description="the scheduler's queue")
+    queue: str | None = Field(None, description="the scheduler's queue; null = this machine")
     hosts: list[str] = Field([], description="the scheduler's nodes of this target")
     enabled: bool = Field(True, description="false = out of service, not run")
     reason: str | None = Field(None, description="why it is out of service")

@@ -82,7 +82,7 @@ rule latents:
         gpu=1 if PREPARER.device == "cuda" else 0,
         host=1,
         target=BENCH.latents.target,
-        slurm_partition=PREPARER.queue,
+        slurm_partition=PREPARER.queue or "",
         runtime=PREPARER.walltime_min,
         setup="".join(f"{line}\n" for line in PREPARER.setup),
     params:

@@ -60,7 +60,7 @@ for name, target in BENCH.targets.items():
             gpu=target.gpus if target.device == "cuda" else 0,
             host=1,
             target=name,
-            slurm_partition=target.queue,
+            slurm_partition=target.queue or "",
             runtime=target.walltime_min,
             setup="".join(f"{line}\n" for line in target.setup),
             walltime_min=target.walltime_min,

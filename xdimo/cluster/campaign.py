@@ -35,9 +35,13 @@ def open_spool(
 ) -> Spool:
     """The dispatcher of a campaign, which holds its ledger until it is shut.
 
-    ``configs`` and ``override``: how a job reads the same config. Raises UserError.
+    ``configs`` and ``override``: how a job reads the same config. Raises UserError where a target
+    in service has no queue, or another process holds the ledger.
     """
     queue = bench.queue
+    for name, target in bench.targets.items():
+        if target.enabled and target.queue is None:
+            raise UserError(f"targets.{name}.queue: null; expected the queue that takes its jobs")
 
     def look(target: str) -> Work:
         return preflight(bench, target, configs, override)

@@ -426,6 +426,7 @@ class Spool:
     def _submit_one(self, work: Work) -> bool:
         """Whether more may be submitted in this poll."""
         target = self.rules.targets[work.target]
+        assert target.queue is not None, "open_spool refuses such targets"
         entry = self.ledger.begin(work.name, work.content, work.target, work.cards, work.alone)
         request = Request(
             name=entry.job_name,

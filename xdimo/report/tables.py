@@ -66,8 +66,7 @@ def state_text(state: str, note: str | None, words: Words) -> str:
 def command(bench: Bench, cell: str, config_path: str) -> str:
     """What a person types to have this cell measured."""
     target = (bench.cells.get(cell) or bench.twins[cell]).target
-    queued = bench.targets[target].device == "cuda" and Path("profiles/lsf").is_dir()
-    profile = " --profile profiles/lsf" if queued else ""
+    profile = " --profile profiles/lsf" if bench.targets[target].queue else ""
     # "--" ends --configfile, which takes several values.
     config = "" if config_path == "config/config.yaml" else f" --configfile {config_path} --"
     return f"snakemake{profile}{config} {cell}"
