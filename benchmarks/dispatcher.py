@@ -1,6 +1,6 @@
 """The queue's long campaigns, and what the dispatcher costs. Starts a Slurm of its own; as root.
 
-    python benchmarks/queue.py [--seeds 20]
+    python benchmarks/dispatcher.py [--seeds 20]
 
 Prints two tables; asserts nothing.
 """
