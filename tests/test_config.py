@@ -67,10 +67,12 @@ REFUSED = [
     ("clips.size", 18, "clips.size: 18 pixels; must be a multiple of 4"),
     ("clips.frames", 0, "clips.frames: Input should be greater than or equal to 1"),
     ("vae.norm_num_groups", 3, "vae.norm_num_groups: 3 does not divide 4"),
+    ("train.implementation", "fast", "train.implementation: Input should be 'auto'"),
     (
         "train.implementation",
         "fused",
-        "train.implementation: fused runs on GPUs, and targets.cpu_1",
+        "train.implementation: fused runs on cuda only, not on cpu (targets.cpu_1); allowed: "
+        "reference, dense, auto",
     ),
     ("targets.cpu_1.card", "h300", "targets.cpu_1.card: 'h300' is not in hardware.yaml; allowed: "),
     ("targets.cpu_1.variants", [1, 1], "targets.cpu_1.variants: [1, 1] names one cell twice"),
@@ -170,3 +172,9 @@ HERE = {
     "hardware": str(ROOT / "config/hardware.yaml"),
     "history": str(ROOT / "config/history.csv"),
 }
+
+
+def test_each_precision_has_its_implementations() -> None:
+    with pytest.raises(UserError, match=r"fused has fp32 and bf16, not tf32 .*reference, dense"):
+        load(ROOT / "config/legacy.yaml", {**HERE, "train": {"implementation": "fused"}})
+    assert load(ROOT / "config/legacy.yaml", {**HERE, "train": {"implementation": "auto"}}).twins

@@ -105,6 +105,7 @@ def test_a_run_as_declared_passes_and_what_is_not_known_is_no_difference(spec: R
         ("dataset", "sha256:2"),
         ("implementation", "fused"),
         ("vae", "random:1"),
+        ("deterministic", True),
         ("compiled", True),
         ("captured", True),
         ("checkpointing", True),

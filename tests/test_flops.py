@@ -10,10 +10,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from xdimo.config import SIZES
+from xdimo.implementations import IMPLEMENTATIONS
 from xdimo.load import load_hardware
 from xdimo.model import moe
+from xdimo.model.compiled import DenseLatte
 from xdimo.model.describe import describe, text
-from xdimo.model.flops import model_flops, parameters
+from xdimo.model.flops import hardware_flops, model_flops, parameters
 from xdimo.model.latte import Latte
 from xdimo.spec import ModelSpec
 
@@ -81,6 +83,30 @@ def test_training_is_three_forwards_within_a_thousandth(routing, monkeypatch):
     assert flops == pytest.approx(model_flops(model, **SHAPE).training, rel=1e-3)
 
 
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_what_dense_executes_is_what_torch_counts(routing):
+    model = spec("S/2", *routing)
+    with torch.device("meta"):
+        network = DenseLatte(model, **SHAPE, compiled=False)
+    executed = hardware_flops("dense", model, **SHAPE)
+    assert counted(network, **SHAPE, device="meta") == executed.forward
+    # On the meta device attention is torch's plain one, without q k^T once more.
+    again = 6 * 4096 * 2 * 256 * model.width
+    found = counted(network, **SHAPE, device="meta", backward=True)
+    assert found + again == pytest.approx(executed.training, rel=1e-3)
+
+
+def test_what_fused_executes():
+    """At 16 frames and heads of a power of two its kernels pad nothing."""
+    model = spec("S/2", 4, 2)
+    needed, executed = model_flops(model, **SHAPE), hardware_flops("fused", model, **SHAPE)
+    assert executed.forward == needed.forward
+    assert executed.training == needed.training + needed.attention // 2
+    wide = spec("XL/2", 4, 2)  # heads of 72 channels, in tiles of 128
+    needed, executed = model_flops(wide, **SHAPE), hardware_flops("fused", wide, **SHAPE)
+    assert executed.forward - needed.forward == 14 * 256 * 16 * 2 * 2 * 16 * 16 * (128 - 72)
+
+
 def test_the_real_router_executes_the_same_however_tokens_fall():
     torch.manual_seed(0)
     model = ModelSpec(size="custom", depth=2, width=24, heads=3, patch=2, experts=3, top_k=2)
@@ -115,7 +141,9 @@ def test_description_for_people_and_programs():
     assert found["parameters"]["active"] == 46_782_368
     flops = found["flops_per_sample"]
     assert sum(flops["model"]["forward_parts"].values()) == flops["model"]["forward"]
-    assert flops["hardware"]["training"] == flops["model"]["training"] == 901_506_760_704
+    assert flops["model"]["training"] == 901_506_760_704
+    assert flops["hardware"].keys() == IMPLEMENTATIONS.keys()
+    assert flops["hardware"]["reference"]["training"] == flops["model"]["training"]
     shown = text(found)
     for figure in ("Latte-S/2, 4 experts, top-2", "4,096 tokens", "75,140,000", "901.51"):
         assert figure in shown

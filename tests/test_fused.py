@@ -1,4 +1,4 @@
-"""The fused network is the reference network: outputs and all gradients, on any token counts.
+"""The parts of the fused network; the whole and its mixture: test_implementations.py.
 
 On a machine without a GPU the kernels run in Triton's interpreter, in float32.
 """
@@ -7,16 +7,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 pytest.importorskip("triton", reason="torch comes without Triton on this system")
 
 from xdimo.model import latte, moe
 from xdimo.model.fused import experts as fused_experts
 from xdimo.model.fused.adaln import norm, residual_norm
-from xdimo.model.fused.latte import FusedLatte, route
+from xdimo.model.fused.latte import route
 from xdimo.model.fused.temporal import temporal_attention
-from xdimo.spec import ModelSpec
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -45,7 +44,7 @@ def test_route_is_the_references(
     assert torch.allclose(weights, wanted_weights, atol=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 3), st.integers(1, 700), st.integers(0, 10_000))
 def test_rows_hold_every_choice_once_and_tiles_one_expert(
     experts: int, k: int, tokens: int, seed: int
@@ -65,65 +64,6 @@ def test_rows_hold_every_choice_once_and_tiles_one_expert(
     assert sizes == [-(-n // fused_experts.TILE) * fused_experts.TILE for n in counts]
 
 
-# tokens, experts, k, width: no multiple of 8 among the counts, an expert without tokens, one token
-SHAPES = [(300, 4, 2, 48), (37, 4, 2, 32), (1, 3, 1, 16), (130, 2, 1, 80), (90, 5, 3, 24)]
-
-
-@pytest.mark.parametrize(("tokens", "experts", "k", "width"), SHAPES)
-@pytest.mark.parametrize("empty", [False, True])
-def test_mixture_and_all_its_gradients(
-    tokens: int, experts: int, k: int, width: int, empty: bool
-) -> None:
-    torch.manual_seed(tokens)
-    gate = nn.Linear(width, experts, bias=False, device=DEVICE)
-    layers = nn.ModuleList(latte.mlp(width) for _ in range(experts)).to(DEVICE)
-    if empty and experts > k:
-        gate.weight.data[-1] = 0  # its logit is 0, ...
-    x = torch.randn(tokens, width, device=DEVICE)
-    if empty and experts > k:
-        x = x.abs()
-        gate.weight.data[:-1].abs_()  # ... the others' are above
-    upstream = torch.randn(tokens, width, device=DEVICE)
-
-    def reference(inputs: Tensor) -> Tensor:
-        return moe.mixture(inputs, gate, layers, k)
-
-    def fused(inputs: Tensor) -> Tensor:
-        weights, chosen = route(gate(inputs), k)
-        stacks = [
-            torch.stack([getattr(getattr(layer, fc), name) for layer in layers])
-            for fc in ("fc1", "fc2")
-            for name in ("weight", "bias")
-        ]
-        ones, zeros = torch.ones(1, width, device=DEVICE), torch.zeros(1, width, device=DEVICE)
-        return fused_experts.mixture_residual_norm(
-            torch.zeros(1, tokens, width, device=DEVICE),
-            inputs[None],
-            weights,
-            chosen,
-            fused_experts.Weights(*stacks),
-            ones,
-            zeros,
-            zeros,
-        )[0][0]
-
-    results = []
-    for function in (reference, fused):
-        gate.zero_grad()
-        layers.zero_grad()
-        inputs = x.clone().requires_grad_()
-        out = function(inputs)
-        out.backward(upstream)
-        found = {name: p.grad for name, p in layers.named_parameters()}
-        results.append({"out": out.detach(), "x": inputs.grad, "gate": gate.weight.grad, **found})
-    scale = max(float(value.norm()) for value in results[0].values())
-    for name, wanted in results[0].items():
-        if wanted.norm() < 1e-6 * scale:  # k = 1: the router has no gradient; an unused expert
-            assert results[1][name].norm() < 1e-5 * scale, name
-        else:
-            assert relative(results[1][name], wanted) < 1e-5, name
-
-
 @pytest.mark.parametrize(("frames", "width", "heads"), [(16, 32, 2), (5, 24, 3), (16, 144, 2)])
 def test_temporal_attention_and_its_gradient(frames: int, width: int, heads: int) -> None:
     torch.manual_seed(0)
@@ -138,30 +78,7 @@ def test_temporal_attention_and_its_gradient(frames: int, width: int, heads: int
     assert relative(grad, wanted_grad) < 1e-5
 
 
-@pytest.mark.parametrize(("experts", "k"), [(1, 1), (4, 2)])
-def test_network_is_the_reference(experts: int, k: int) -> None:
-    size = ModelSpec(size="custom", depth=2, width=32, heads=2, patch=2, experts=experts, top_k=k)
-    shape = {"latent_size": 4, "latent_channels": 4, "frames": 3}
-    torch.manual_seed(0)
-    reference = latte.Latte(size, **shape).to(DEVICE)
-    for parameter in reference.parameters():  # adaLN-zero would hide the blocks
-        if parameter.requires_grad:
-            nn.init.normal_(parameter, std=0.2)
-    fused = FusedLatte(size, **shape, compiled=DEVICE == "cuda").to(DEVICE)
-    assert list(fused.state_dict()) == list(reference.state_dict())
-    fused.load_state_dict(reference.state_dict())
-    x = torch.randn(2, 3, 4, 4, 4, device=DEVICE)
-    t = torch.tensor([3, 700], device=DEVICE)
-    upstream = torch.randn(2, 3, 8, 4, 4, device=DEVICE)
-    for model in (reference, fused):
-        model(x, t).backward(upstream)
-    assert relative(fused(x, t), reference(x, t)) < 1e-5
-    for (name, wanted), found in zip(reference.named_parameters(), fused.parameters(), strict=True):
-        if wanted.grad is not None:
-            assert relative(found.grad, wanted.grad) < 1e-4, name
-
-
-@pytest.mark.parametrize(("tokens", "width", "frames"), [(12, 48, 3), (7, 32, 7), (300, 80, 4)])
+@pytest.mark.parametrize(("tokens", "width", "frames"), [(12, 48, 3), (7, 32, 7), (70, 80, 2)])
 @pytest.mark.parametrize("has_table", [False, True])
 def test_residual_norm_and_all_its_gradients(
     tokens: int, width: int, frames: int, has_table: bool

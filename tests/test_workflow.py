@@ -149,6 +149,48 @@ def test_another_video_is_measured_by_the_next_command(copy: Path) -> None:
     assert (rules["spec"], rules["train_cpu_1"], rules["train_cpu_2"]) == (3, 2, 1)
 
 
+def test_auto_times_the_candidates_once_and_pins_the_fastest(copy: Path) -> None:
+    edit(copy, campaign="auto", train__implementation="auto", targets__cpu_1__variants=[1])
+    assert planned(copy, "cpu_2") == {"choose_cpu_2": 1, "spec": 1, "train_cpu_2": 1, "metrics": 1}
+    done = snakemake(copy, "cpu_1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    campaign = copy / "results/runs/auto"
+    path, folder = campaign / "choice-cpu_1.json", campaign / "cpu_1-bs1-r1"
+    choice = json.loads(path.read_text())
+    variant = choice["variants"]["1"]
+    rates = {
+        name: found["clips_per_s"]
+        for name, found in variant["candidates"].items()
+        if "error" not in found
+    }
+    assert set(rates) == {"reference", "dense"}
+    assert variant["candidates"]["fused"] == {"error": "fused runs on cuda only, not on cpu"}
+    assert variant["chosen"] == max(rates, key=lambda name: rates[name])
+    assert json.loads((folder / "spec.json").read_text())["implementation"] == variant["chosen"]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["implementation"] == variant["chosen"]
+
+    # Made again with the same answer it reruns nothing; a seed does not make it again.
+    assert planned(copy, "cpu_1") == Counter()
+    path.write_text(json.dumps({**choice, "host": "another", "code": {}}))
+    assert planned(copy, "cpu_1") == Counter()
+    edit(copy, train__seed=1)
+    assert planned(copy, "cpu_1") == {"spec": 1, "train_cpu_1": 1, "metrics": 1}
+    edit(copy, train__seed=3407, train__precision="bf16")
+    assert planned(copy, "cpu_1")["choose_cpu_1"] == 1
+    edit(copy, train__precision="fp32")
+
+    # Another choice is another run.
+    (other,) = set(rates) - {variant["chosen"]}
+    variant["chosen"] = other
+    path.write_text(json.dumps(choice))
+    assert planned(copy, "cpu_1") == {"spec": 1, "train_cpu_1": 1, "metrics": 1}
+    assert snakemake(copy, "cpu_1").returncode == 0
+    assert json.loads((folder / "run.json").read_text())["attempt"] == 2
+    assert json.loads((folder / "metrics.json").read_text())["implementation"] == other
+    assert planned(copy, "cpu_1-bs1-reference") == {"spec": 1, "train_cpu_1": 1, "metrics": 1}
+
+
 def test_a_value_on_the_command_line_reaches_the_run(copy: Path) -> None:
     edit(copy, targets__cpu_2__setup=["cd .", "touch 'the set-up ran'"])
     override = ["--config", "train={timed_steps: 7}"]

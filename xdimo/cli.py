@@ -75,6 +75,18 @@ def parser() -> ArgumentParser:
     _path(sub, "--output", required=True, help="index.json to write")
 
     sub = verb(
+        "choose",
+        _choose,
+        "time every implementation that this machine can run at a target's batches; name the best",
+        "xdimo choose gpu_h200 --output results/runs/2026-11/choice-gpu_h200.json",
+    )
+    sub.add_argument("target", help="its card must be here")
+    _config(sub)
+    sub.add_argument("--plan", help="what the config says of its runs, as JSON, instead of it")
+    _path(sub, "--hardware", default=Path("config/hardware.yaml"), help="file of cards")
+    _path(sub, "--output", required=True, help="choice-<target>.json to write")
+
+    sub = verb(
         "spec",
         _spec,
         "write the self-contained spec of one run",
@@ -85,6 +97,7 @@ def parser() -> ArgumentParser:
     sub.add_argument("--plan", help="what the config says of the run, as JSON, instead of it")
     _path(sub, "--vae", help="AutoencoderKL folder; default: the config's")
     _path(sub, "--manifest", required=True, help="manifest.json of the videos")
+    _path(sub, "--choice", help="what `xdimo choose` wrote (train.implementation: auto)")
     _path(sub, "--output", required=True, help="spec.json to write")
 
     sub = verb(
@@ -323,17 +336,41 @@ def _latents(arguments: Namespace) -> None:
     )
 
 
+def _choose(arguments: Namespace) -> None:
+    from xdimo.load import load_hardware, parse
+    from xdimo.spec import ChoicePlan, choice_plan
+    from xdimo.train.choose import choose, text
+
+    if arguments.plan:
+        plan = parse(ChoicePlan, _json(arguments.plan, "--plan"))
+    else:
+        bench = _bench(arguments)
+        if arguments.target not in bench.targets:
+            known = ", ".join(bench.targets)
+            raise UserError(f"{arguments.target!r} is no target; allowed: {known}")
+        plan = choice_plan(bench, arguments.target)
+    print(text(choose(plan, load_hardware(arguments.hardware), arguments.output)))
+
+
 def _spec(arguments: Namespace) -> None:
     from xdimo.data.manifest import read
     from xdimo.files import write_json
-    from xdimo.spec import plan, resolve
+    from xdimo.spec import chosen_in, plan, resolve
 
     if arguments.plan:
         planned, vae = _json(arguments.plan, "--plan"), arguments.vae
     else:
         bench = _bench(arguments)
         planned, vae = plan(bench, arguments.run_name), arguments.vae or bench.vae.weights
-    spec = resolve(planned, read(arguments.manifest).dataset, _vae_weights(vae))
+    chosen = planned["implementation"]
+    if chosen is None:
+        if arguments.choice is None:
+            raise UserError("train.implementation: auto; give --choice <what xdimo choose wrote>")
+        clips = planned["clips_per_gpu"]
+        chosen = chosen_in(arguments.choice, clips)
+        if chosen is None:
+            raise UserError(f"{arguments.choice}: nothing of {clips} clips a GPU; choose again")
+    spec = resolve(planned, read(arguments.manifest).dataset, _vae_weights(vae), chosen)
     write_json(arguments.output, spec.to_json())
     print(f"{arguments.output}: {spec.hash}")
 

@@ -15,7 +15,9 @@ from typing import Annotated, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
+from xdimo import implementations
 from xdimo.errors import UserError
+from xdimo.implementations import Device, Precision
 
 # Latte-*/2: depth, width, heads. Patch size 2 is in the name.
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -29,7 +31,6 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 TargetName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Positive = Annotated[int, Field(ge=1)]
 Mode = Literal["cached", "online"]
-Precision = Literal["fp32", "tf32", "bf16"]
 
 
 class Strict(BaseModel):
@@ -122,10 +123,15 @@ class Model(Strict):
 
 
 class Train(Strict):
-    implementation: Literal["reference", "fused"] = Field(
-        "reference", description="which code runs the step; fused = Triton kernels, one GPU a run"
+    implementation: Literal["auto", implementations.Name] = Field(
+        "reference",
+        description="which code runs the step: reference = the plain network, dense = compiled, "
+        "all experts for every token, fused = Triton kernels; auto = the fastest on each target",
     )
     precision: Precision = Field("bf16", description="bf16 = autocast; tf32 = fp32 with TF32")
+    deterministic: bool = Field(
+        False, description="a fixed order of all sums: the same run, bit for bit; slower"
+    )
     warmup_steps: Positive = Field(50, description="steps before the clock starts")
     timed_steps: Positive = Field(300, description="steps on the clock")
     repeats: Positive = Field(3, description="runs of each cell")
@@ -148,7 +154,7 @@ class Train(Strict):
 
 class Target(Strict):
     card: str = Field(description="its entry in hardware.yaml")
-    device: Literal["cuda", "cpu"] = Field("cuda", description="cpu = processes instead of GPUs")
+    device: Device = Field("cuda", description="cpu = processes instead of GPUs")
     gpus: Positive = Field(4, description="GPUs of a run, one process each")
     gpus_total: Positive = Field(description="cards of this type at the site")
     gpus_free: int = Field(ge=0, description="of those, not taken by others")

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from xdimo.config import Bench, Hardware, Model, Target, dimensions
 from xdimo.errors import UserError
+from xdimo.implementations import IMPLEMENTATIONS, refusal
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -158,10 +159,10 @@ def check(bench: Bench, hardware: Hardware) -> None:
                 f"vae.norm_num_groups: {vae.norm_num_groups} does not divide {channels} "
                 "of vae.block_out_channels"
             )
-    if bench.train.implementation == "fused":
-        _check_fused(bench)
+    if bench.train.implementation != "auto":
+        _check_implementation(bench)
     for name, target in bench.targets.items():
-        if name in RULES or name.startswith("train_"):
+        if name in RULES or name.startswith(("train_", "choose_")):
             raise UserError(f"targets.{name}: the name of a step; choose another")
         _check_target(f"targets.{name}", target, hardware)
     known = ", ".join(bench.targets)
@@ -197,14 +198,16 @@ def check_model(model: Model) -> None:
         )
 
 
-def _check_fused(bench: Bench) -> None:
-    if bench.train.precision == "tf32":
-        raise UserError("train.precision: tf32; the fused implementation has fp32 and bf16")
+def _check_implementation(bench: Bench) -> None:
+    train = bench.train
+    assert train.implementation != "auto"
     for name, target in bench.targets.items():
-        if target.device == "cpu":
+        wanted = target.device, train.precision, train.deterministic
+        why = refusal(train.implementation, *wanted)
+        if why is not None:
+            others = ", ".join(other for other in IMPLEMENTATIONS if not refusal(other, *wanted))
             raise UserError(
-                f"train.implementation: fused runs on GPUs, and targets.{name}.device is cpu; "
-                "allowed: reference"
+                f"train.implementation: {why} (targets.{name}); allowed: {others}, auto"
             )
 
 

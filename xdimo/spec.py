@@ -1,13 +1,14 @@
 """The spec of a run: self-contained, named by content, holding only what changes the run."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field
 
-from xdimo.config import Bench, Cell, Mode, Model, Precision, Strict, Vae, dimensions, split_run
+from xdimo.config import Bench, Cell, Mode, Model, Strict, Train, Vae, dimensions, split_run
 from xdimo.errors import UserError
 from xdimo.files import content_hash, file_hash, read_json
+from xdimo.implementations import IMPLEMENTATIONS, Device, Name, Precision
 from xdimo.load import naming, parse
 
 SCHEMA = 1
@@ -76,14 +77,15 @@ class RunSpec(Strict):
     cell: str
     target: str
     card: str
-    device: Literal["cuda", "cpu"]
+    device: Device
     gpus: int
     clips_per_gpu: int
     model: ModelSpec
     vae: VaeSpec
     data: DataSpec
     precision: Precision
-    implementation: str
+    implementation: Name
+    deterministic: bool
     steps: StepsSpec
     optimizer: OptimizerSpec
     workers: int
@@ -95,6 +97,11 @@ class RunSpec(Strict):
     def global_batch(self) -> int:
         """Clips an optimizer step consumes."""
         return self.gpus * self.clips_per_gpu
+
+    @property
+    def captured(self) -> bool:
+        """Whether the model is compiled and the step captured as a CUDA graph."""
+        return IMPLEMENTATIONS[self.implementation].captured and self.device == "cuda"
 
     @property
     def latent_size(self) -> int:
@@ -118,7 +125,8 @@ class RunSpec(Strict):
 def plan(bench: Bench, run: str) -> dict[str, Any]:
     """What the config says of a run: its spec without the hashes of data and VAE weights.
 
-    Raises UserError where ``run`` names no cell of the matrix, or no repeat of it.
+    ``implementation`` is None where it is to be chosen (``auto``). Raises UserError where ``run``
+    names no cell of the matrix, or no repeat of it.
     """
     name, repeat = split_run(run)
     cell = cell_named(bench, name)
@@ -147,7 +155,8 @@ def plan(bench: Bench, run: str) -> dict[str, Any]:
             "flip": clips.flip,
         },
         "precision": train.precision,
-        "implementation": cell.implementation,
+        "implementation": None if cell.implementation == "auto" else cell.implementation,
+        "deterministic": train.deterministic,
         "steps": {
             "warmup": train.warmup_steps,
             "timed": train.timed_steps,
@@ -216,11 +225,47 @@ def require_in_service(bench: Bench, target: str) -> None:
         raise UserError(f"{target} is out of service: {bench.targets[target].reason}")
 
 
-def resolve(planned: dict[str, Any], dataset: str, vae_weights: Path | None) -> RunSpec:
+class ChoicePlan(Strict):
+    """Runs of one process on random latents, which `xdimo choose` times: one at each batch.
+
+    It holds only what changes how fast a step is: an edited seed or learning rate makes no choice
+    anew. ``run``: a RunSpec without its implementation.
+    """
+
+    run: dict[str, Any]
+    clips_per_gpu: list[int]
+
+    def spec(self, implementation: Name, clips_per_gpu: int) -> RunSpec:
+        changed = {"implementation": implementation, "clips_per_gpu": clips_per_gpu}
+        return parse(RunSpec, {**self.run, **changed})
+
+
+def choice_plan(bench: Bench, target: str) -> ChoicePlan:
+    """What decides between the implementations on a target."""
+    same = {key: getattr(bench.train, key) for key in ("precision", "deterministic")}
+    alike = bench.model_copy(update={"train": Train(implementation="auto", **same)})
+    planned = plan(alike, f"{bench.baseline_cell(target).name}-r1")
+    random = {"mode": "cached", "dataset": "random", "latents": "random"}
+    run = {
+        **planned,
+        "gpus": 1,
+        "vae": {**planned["vae"], "id": "random:0"},
+        "data": {**planned["data"], **random},
+    }
+    return ChoicePlan(run=run, clips_per_gpu=bench.targets[target].variants)
+
+
+def resolve(
+    planned: dict[str, Any],
+    dataset: str,
+    vae_weights: Path | None,
+    chosen: Name = "reference",
+) -> RunSpec:
     """A plan with its hashes filled in.
 
     ``dataset``: the manifest's content hash. ``vae_weights``: the weights file that
     ``xdimo.data.vae.locate`` found; None for random weights, whose id is their seed.
+    ``chosen``: the implementation where the plan leaves it open.
     """
     vae = dict(planned["vae"])
     if vae["id"] is None:
@@ -230,7 +275,8 @@ def resolve(planned: dict[str, Any], dataset: str, vae_weights: Path | None) -> 
     data = dict(planned["data"], dataset=dataset)
     if data["mode"] == "cached":
         data["latents"] = latents_name(dataset, vae, data["size"], data["flip"])
-    return parse(RunSpec, {**planned, "vae": vae, "data": data})
+    implementation = planned["implementation"] or chosen
+    return parse(RunSpec, {**planned, "vae": vae, "data": data, "implementation": implementation})
 
 
 def latents_name(dataset: str, vae: dict[str, Any], size: int, flip: bool) -> str:
@@ -249,6 +295,25 @@ def dataset_in(manifest: str | Path) -> str | None:
     return str(read_json(manifest)["dataset"]) if Path(manifest).exists() else None
 
 
+def choice_path(runs: Path, target: str) -> Path:
+    """What ``xdimo choose`` found for a target, in the folder of a campaign's runs."""
+    return runs / f"choice-{target}.json"
+
+
+def implementation_of(planned: dict[str, Any], runs: Path) -> Name | None:
+    """The plan's own, or the one that was chosen for its target and batch; None: not chosen yet."""
+    if planned["implementation"] is not None:
+        return cast(Name, planned["implementation"])
+    path = choice_path(runs, planned["target"])
+    return chosen_in(path, planned["clips_per_gpu"]) if path.exists() else None
+
+
+def chosen_in(choice: Path, clips_per_gpu: int) -> Name | None:
+    """None where no implementation has been timed at this batch."""
+    variant = read_json(choice)["variants"].get(str(clips_per_gpu))
+    return cast(Name, variant["chosen"]) if variant else None
+
+
 def is_current(planned: dict[str, Any], folder: Path, manifest: Path) -> bool:
     """Whether ``folder`` holds a run of exactly this plan and dataset, whatever the files' times.
 
@@ -259,17 +324,21 @@ def is_current(planned: dict[str, Any], folder: Path, manifest: Path) -> bool:
         spec = read_spec(folder / "spec.json")
     except (UserError, KeyError, OSError):
         return False
-    expected = as_planned(planned, spec, dataset_in(manifest))
+    implementation = implementation_of(planned, folder.parent)
+    expected = as_planned(planned, spec, dataset_in(manifest), implementation)
     return bool(ran == spec.hash == content_hash(expected))
 
 
-def as_planned(planned: dict[str, Any], ran: RunSpec, dataset: str | None) -> dict[str, Any]:
+def as_planned(
+    planned: dict[str, Any], ran: RunSpec, dataset: str | None, implementation: str | None
+) -> dict[str, Any]:
     """The spec that the config asks for now, where a run's own can be held against it.
 
     Only the run knows the hash of its VAE's weights, and so its latents' name: those are its own.
     """
     return {
         **planned,
+        "implementation": implementation,
         "vae": {**planned["vae"], "id": planned["vae"]["id"] or ran.vae.id},
         "data": {**planned["data"], "dataset": dataset, "latents": ran.data.latents},
     }

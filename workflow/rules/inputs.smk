@@ -1,6 +1,6 @@
 """What rules read, as functions of their wildcards."""
 
-from xdimo.spec import is_current, plan, require_in_service
+from xdimo.spec import choice_path, is_current, plan, require_in_service
 
 CELLS = BENCH.cells | BENCH.twins
 
@@ -16,6 +16,13 @@ def spec_of(wildcards):
     spec = f"{folder}/spec.json"
     current = is_current(planned(wildcards), folder, Path(MANIFEST))
     return ancient(spec) if current else spec
+
+
+def choice_of(wildcards):
+    """Where the implementation is to be chosen: what was found for the run's target."""
+    cell = CELLS[wildcards.cell]
+    auto = cell.implementation == "auto"
+    return ancient(choice_path(Path(RUNS), cell.target)) if auto else []
 
 
 def data_of(wildcards):

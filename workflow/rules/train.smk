@@ -1,17 +1,18 @@
 """Spec -> run -> metrics, once a repeat of each cell."""
 
 from xdimo.files import canonical
-from xdimo.spec import dataset_in
+from xdimo.spec import choice_path, choice_plan, dataset_in, implementation_of
 
 
 rule spec:
     """Write the self-contained description of one run.
 
-    input: manifest.json, whose content hash the spec names
+    input: manifest.json, whose content hash the spec names; with `auto`, its target's choice
     output: spec.json
     """
     input:
-        ancient(MANIFEST),
+        manifest=ancient(MANIFEST),
+        choice=choice_of,
     output:
         f"{RUNS}/{{cell}}-r{{repeat}}/spec.json",
     log:
@@ -22,17 +23,55 @@ rule spec:
     params:
         plan=lambda wildcards: canonical(planned(wildcards)),
         dataset=lambda wildcards: dataset_in(MANIFEST),
+        implementation=lambda wildcards: implementation_of(planned(wildcards), Path(RUNS)),
+        choice=lambda wildcards, input: f"--choice {input.choice}" if input.choice else "",
         vae=BENCH.vae.weights,
     shell:
         "python -m xdimo spec {wildcards.cell}-r{wildcards.repeat}"
         " --plan {params.plan:q}"
         " --vae {params.vae:q}"
-        " --manifest {input:q}"
+        " --manifest {input.manifest:q}"
+        " {params.choice}"
         " --output {output:q}"
         " > {log} 2>&1"
 
 
 for name, target in BENCH.targets.items():
+
+    if BENCH.train.implementation == "auto":
+
+        rule:
+            """Time every implementation on one card of the target: once a campaign, a few minutes.
+
+            output: clips/s of each at each batch, or why not, and the fastest
+            """
+            name:
+                f"choose_{name}"
+            output:
+                choice_path(Path(RUNS), name),
+            log:
+                f"{LOGS}/choose_{name}.log",
+            conda:
+                "../envs/xdimo.yaml"
+            threads: BENCH.cpus_per_gpu
+            resources:
+                gpu=1 if target.device == "cuda" else 0,
+                host=1,
+                target=name,
+                slurm_partition=target.queue or "",
+                runtime=target.walltime_min,
+                setup="".join(f"{line}\n" for line in target.setup),
+            params:
+                target=name,
+                plan=canonical(choice_plan(BENCH, name).model_dump()),
+                hardware=BENCH.hardware,
+            shell:
+                "{resources.setup}"
+                "python -m xdimo choose {params.target}"
+                " --plan {params.plan:q}"
+                " --hardware {params.hardware:q}"
+                " --output {output:q}"
+                " > {log:q} 2>&1"
 
     rule:
         """Train one run in a fresh process group; attempts/ beside run.json keeps every try.

@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from xdimo.config import Mode, Precision
+from xdimo.config import Mode
+from xdimo.implementations import Precision
 from xdimo.outcome import Outcome
 
 
@@ -53,6 +54,7 @@ class Effective(Fact):
     dataset: str
     implementation: str
     vae: str
+    deterministic: bool | None = None  # older logs do not say
 
 
 class Header(Fact):
@@ -173,6 +175,7 @@ class Seen(Fact):
     dataset: str | None = None
     implementation: str | None = None
     vae: str | None = None
+    deterministic: bool | None = None
     compiled: bool | None = None
     captured: bool | None = None
     checkpointing: bool | None = None

@@ -117,8 +117,9 @@ DECLARED: dict[str, Callable[[RunSpec], Any]] = {
     "dataset": lambda spec: spec.data.dataset,
     "implementation": lambda spec: spec.implementation,
     "vae": lambda spec: spec.vae.id,
-    "compiled": lambda spec: _captures(spec),
-    "captured": lambda spec: _captures(spec),
+    "deterministic": lambda spec: spec.deterministic,
+    "compiled": lambda spec: spec.captured,
+    "captured": lambda spec: spec.captured,
     "checkpointing": lambda spec: False,
 }
 
@@ -130,11 +131,6 @@ def _parameters(spec: RunSpec) -> Any:
         latent_size=spec.latent_size,
         latent_channels=spec.vae.latent_channels,
     )
-
-
-def _captures(spec: RunSpec) -> bool:
-    """Implementations other than the reference are compiled and captured on a GPU."""
-    return spec.implementation != "reference" and spec.device == "cuda"
 
 
 def _of_this_spec(case: Case) -> Broken:

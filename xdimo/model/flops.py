@@ -8,6 +8,7 @@ count, nor do element-wise operations, norms, softmax, loss, optimizer, EMA and 
 
 from dataclasses import astuple, dataclass
 
+from xdimo.implementations import Name
 from xdimo.spec import ModelSpec
 
 # Changes with what is counted: figures made by different formulas are not compared.
@@ -40,6 +41,14 @@ class Flops:
 
 
 @dataclass(frozen=True)
+class Executed:
+    """Hardware FLOPs of one sample."""
+
+    forward: int
+    training: int
+
+
+@dataclass(frozen=True)
 class Parameters:
     total: int
     trainable: int  # without the fixed position tables
@@ -66,6 +75,33 @@ def model_flops(model: ModelSpec, *, frames: int, latent_size: int, latent_chann
         patch_embedding=tokens * 2 * patch_values * d,
         final=tokens * 2 * d * 2 * patch_values,
     )
+
+
+def hardware_flops(
+    name: Name, model: ModelSpec, *, frames: int, latent_size: int, latent_channels: int
+) -> Executed:
+    """What an implementation executes for one sample, experts' rows that fill up tiles apart.
+
+    Attention kernels make q k^T again in the backward pass: five products there for two forward.
+    """
+    shape = {"frames": frames, "latent_size": latent_size, "latent_channels": latent_channels}
+    needed = model_flops(model, **shape)
+    if name == "reference":
+        return Executed(needed.forward, needed.training)
+    d, layers, spatial = model.width, model.depth // 2, tokens_per_frame(model, latent_size)
+    tokens = frames * spatial
+    across = layers * tokens * 2 * spatial * d  # one of the two products of spatial attention
+    along = layers * tokens * 2 * frames * d  # of temporal attention
+    others = needed.forward - needed.attention
+    if name == "dense":
+        if model.experts > 1:
+            others += needed.experts * (model.experts - model.top_k) // model.top_k
+            others += model.depth * tokens * 2 * model.experts * d  # weights times biases
+        return Executed(others + 2 * (across + along), 3 * others + 7 * across + 6 * along)
+    # Its kernel pads frames and a head's channels to powers of two, from 16 on.
+    side, channels = (max(16, 1 << (n - 1).bit_length()) for n in (frames, d // model.heads))
+    along = layers * spatial * model.heads * 2 * side * side * channels
+    return Executed(others + 2 * (across + along), 3 * others + 7 * (across + along))
 
 
 def parameters(

@@ -32,6 +32,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
+    attend = staticmethod(attention)
+
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
@@ -40,7 +42,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "s n (qkv g e) -> qkv s g n e", qkv=3, g=self.heads)
-        return self.proj(rearrange(attention(q, k, v), "s g n e -> s n (g e)"))
+        return self.proj(rearrange(self.attend(q, k, v), "s g n e -> s n (g e)"))
 
 
 def mlp(width: int) -> Mlp:
@@ -59,6 +61,8 @@ def per_sequence(steering: Tensor, sequences: int, vectors: int) -> Tensor:
 
 
 class Block(nn.Module):
+    mix = staticmethod(moe.mixture)
+
     def __init__(self, width: int, heads: int, experts: int, top_k: int):
         super().__init__()
         self.top_k = top_k
@@ -84,7 +88,7 @@ class Block(nn.Module):
     def feed_forward(self, x: Tensor) -> Tensor:
         if self.dense:
             return self.mlp(x)
-        mixed = moe.mixture(x.flatten(0, 1), self.gate, self.experts, self.top_k)
+        mixed = self.mix(x.flatten(0, 1), self.gate, self.experts, self.top_k)
         return mixed.view_as(x)
 
 

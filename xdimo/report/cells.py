@@ -14,7 +14,7 @@ from xdimo.measure.metrics import derive
 from xdimo.measure.records import Attempt, Record, attempts, outcome_path, read_run
 from xdimo.measure.repeats import Spread, ratio_ci95, spread
 from xdimo.measure.throughput import unsteady_text
-from xdimo.spec import as_planned, plan, read_spec
+from xdimo.spec import as_planned, implementation_of, plan, read_spec
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,9 @@ def _run(bench: Bench, hardware: Hardware, folder: Path, name: str, dataset: str
         record = read_run(folder)
     except UserError as error:
         return Run(name, folder, "refused", _shorter(str(error), folder))
-    changed = _changes(plan(bench, name), record, dataset)
+    planned = plan(bench, name)
+    implementation = implementation_of(planned, folder.parent)
+    changed = _changes(planned, record, dataset, implementation)
     if changed:
         return Run(name, folder, "changed", changed, record, attempts=tried)
     metrics = derive(record, hardware)
@@ -203,10 +205,13 @@ def _shorter(message: str, folder: Path) -> str:
     return message.replace(f"{folder}/", "")
 
 
-def _changes(planned: dict[str, Any], record: Record, dataset: str | None) -> str | None:
+def _changes(
+    planned: dict[str, Any], record: Record, dataset: str | None, implementation: str | None
+) -> str | None:
     """Dotted keys in which the config or the videos differ from what ran; None where none does."""
     ran = record.spec
-    expected = as_planned(planned, ran, dataset or ran.data.dataset)
+    known = dataset or ran.data.dataset, implementation or ran.implementation
+    expected = as_planned(planned, ran, *known)
     return ", ".join(_differing(expected, ran.to_json())) or None
 
 

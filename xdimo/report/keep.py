@@ -16,8 +16,9 @@ KEPT = ("spec.json", "run.json", "metrics.json", "attempts/*/run.json", "attempt
 def keep(bench: Bench, hardware: Hardware, config_path: str, folder: Path) -> list[Path]:
     """Copy the campaign to ``folder`` (results/records/<campaign>) and render it from there.
 
-    Beside the runs lie config.json (the whole config as it is now), manifest.json, the summary
-    and its plots. Returns the copied runs. Raises UserError where the campaign has none.
+    Beside the runs lie config.json (the whole config as it is now), manifest.json, what was chosen
+    between implementations, the summary and its plots. Returns the copied runs. Raises UserError
+    where the campaign has none.
     """
     source = Path(bench.runs_folder)
     runs = sorted(path.parent for path in source.glob("*/spec.json"))
@@ -27,6 +28,8 @@ def keep(bench: Bench, hardware: Hardware, config_path: str, folder: Path) -> li
         for pattern in KEPT:
             for path in run.glob(pattern):
                 _copy(path, folder / path.relative_to(source))
+    for choice in source.glob("choice-*.json"):
+        _copy(choice, folder / choice.name)
     manifest = Path(bench.results) / "data" / "manifest.json"
     if manifest.exists():
         _copy(manifest, folder / "manifest.json")

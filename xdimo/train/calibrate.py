@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from tabulate import tabulate
 
-from xdimo.config import Clips, Hardware, Precision, Vae
+from xdimo.config import Clips, Hardware, Vae
+from xdimo.implementations import Precision
 from xdimo.model.flops import MLP_RATIO, tokens_per_frame
 from xdimo.spec import ModelSpec
 from xdimo.train import group

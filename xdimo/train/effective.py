@@ -14,7 +14,7 @@ from xdimo.model.flops import parameters
 from xdimo.model.latte import Latte
 from xdimo.spec import RunSpec
 from xdimo.train.ledger import Event, ranges
-from xdimo.train.step import EAGER_STEPS, CapturedStep, Step, autocast, captures
+from xdimo.train.step import EAGER_STEPS, CapturedStep, Step, autocast
 
 DTYPES = {"c10::BFloat16": "bf16", "c10::Half": "fp16", "float": "fp32", "double": "fp64"}
 # Operators that multiply matrices, and which of their arguments the two matrices are.
@@ -44,6 +44,7 @@ def at_start(spec: RunSpec, model: Latte, device: torch.device) -> dict[str, Any
         "dataset": spec.data.dataset,
         "implementation": model.implementation,
         "vae": spec.vae.id,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
 
 
@@ -104,8 +105,9 @@ def declared(spec: RunSpec) -> dict[str, Any]:
         "dataset": spec.data.dataset,
         "implementation": spec.implementation,
         "vae": spec.vae.id,
-        "compiled": captures(spec),
-        "captured": captures(spec),
+        "deterministic": spec.deterministic,
+        "compiled": spec.captured,
+        "captured": spec.captured,
         "checkpointing": False,
     }
 

@@ -123,11 +123,11 @@ def launch(
     """
     started, deadline = _now(), time.monotonic() + walltime_min * 60
     spec = read_spec(spec_path)
-    uuids = _require_devices(spec, hardware)
+    uuids = require_devices(spec, hardware)
     folder = _new_attempt(output.parent)
     group = _Group(
         _command(spec, spec_path, data, videos, vae, folder),
-        _environment(spec),
+        environment(spec),
         folder,
         uuids,
     )
@@ -162,7 +162,7 @@ def launch(
     return 0
 
 
-def _require_devices(spec: RunSpec, hardware: Hardware) -> list[str]:
+def require_devices(spec: RunSpec, hardware: Hardware) -> list[str]:
     """NVML's names of the GPUs that the ranks will use, in their order; none on a CPU.
 
     Raises UserError where this machine has fewer or other GPUs than the spec names.
@@ -194,7 +194,7 @@ def _require_devices(spec: RunSpec, hardware: Hardware) -> list[str]:
     return ["GPU-" + uuid.removeprefix("GPU-") for _, uuid in cards[: spec.gpus]]
 
 
-def _environment(spec: RunSpec) -> dict[str, str]:
+def environment(spec: RunSpec) -> dict[str, str]:
     """The caller's, with the spec's variables, and no thread counts but the spec's.
 
     Snakemake sets them to the rule's threads; in every rank, that many threads would fight over the

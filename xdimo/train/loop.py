@@ -2,6 +2,7 @@
 
 import os
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from xdimo.data import clips
 from xdimo.data.vae import load as load_vae
 from xdimo.errors import UserError
+from xdimo.implementations import IMPLEMENTATIONS
 from xdimo.model.diffusion import Diffusion
 from xdimo.model.latte import Latte
 from xdimo.spec import RunSpec
@@ -29,7 +31,7 @@ from xdimo.train import (
 )
 from xdimo.train.failure import LossNotFinite
 from xdimo.train.record import SCHEMA, Record
-from xdimo.train.step import EAGER_STEPS, CapturedStep, Step, captures
+from xdimo.train.step import EAGER_STEPS, CapturedStep, Step
 
 
 def train(
@@ -47,14 +49,13 @@ def train(
     Raises UserError (declared is not effective), DataError, LossNotFinite, and torch's own errors.
     """
     started = time.perf_counter()
-    if captures(spec) and spec.steps.warmup <= EAGER_STEPS:
+    if spec.captured and spec.steps.warmup <= EAGER_STEPS:
         raise UserError(
             f"steps.warmup: {spec.steps.warmup}; {spec.implementation} is captured after "
             f"{EAGER_STEPS} steps, which must lie before the timed ones"
         )
+    set_arithmetic(spec)
     rank, device = _join(spec)
-    torch.backends.cuda.matmul.allow_tf32 = spec.precision == "tf32"
-    torch.backends.cudnn.allow_tf32 = spec.precision == "tf32"
     before = _calibration(spec, device)  # with nothing of the run on the device yet
     with Record(folder / "log.jsonl" if rank == 0 else None) as record:
         steps = _steps(
@@ -95,15 +96,15 @@ def _steps(
 
     model, ema = build(spec).to(device), build(spec).to(device).requires_grad_(False)
     ema.load_state_dict(model.state_dict())
-    state = checkpoint.State(model, ema, _optimizer(spec, model), generator)
+    state = checkpoint.State(model, ema, optimizer_of(spec, model), generator)
     done = checkpoint.load(resume, spec.hash, state) if resume else 0
 
-    ddp = _distributed(spec, model, device)
+    ddp = distributed(spec, model, device)
     diffusion = Diffusion().to(device)
     vae = None
     if spec.data.mode == "online":
         dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
-        vae = load_vae(spec.vae, vae_weights, device, dtype, compiled=captures(spec))
+        vae = load_vae(spec.vae, vae_weights, device, dtype, compiled=spec.captured)
     last = spec.steps.warmup + spec.steps.timed
     steps = last - done + profiled.batches(spec)
     loader = clips.loader(spec, rank=rank, first_step=done, steps=steps, data=data, videos=videos)
@@ -200,43 +201,54 @@ def _join(spec: RunSpec) -> tuple[int, torch.device]:
         raise UserError(
             f"{group.world()} processes for a run of {spec.gpus}: start it with xdimo launch"
         )
-    if captures(spec):
+    if spec.captured:
         # Its watchdog asks events of the captured collectives, which are never there.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     return group.join(spec.device)
 
 
+def set_arithmetic(spec: RunSpec) -> None:
+    """How this process multiplies and sums, before it has touched the device."""
+    torch.backends.cuda.matmul.allow_tf32 = spec.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = spec.precision == "tf32"
+    torch.backends.cudnn.deterministic = spec.deterministic
+    torch.use_deterministic_algorithms(spec.deterministic)
+    if spec.deterministic:  # cuBLAS shares no workspace between streams
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 def build(spec: RunSpec) -> Latte:
     """The spec's model in its implementation, on the CPU."""
-    kind: type[Latte] = Latte
-    if spec.implementation == "fused":
-        from xdimo.model.fused.latte import FusedLatte as kind
+    implementation = IMPLEMENTATIONS[spec.implementation]
+    kind = getattr(import_module(implementation.module), implementation.kind)
+    options = {"compiled": spec.captured} if implementation.captured else {}
     return kind(
         spec.model,
         latent_size=spec.latent_size,
         latent_channels=spec.vae.latent_channels,
         frames=spec.data.frames,
+        **options,
     )
 
 
 def stepper(spec: RunSpec, *parts: Any) -> Step | CapturedStep:
     """Captured where the implementation never makes the host wait; ``parts``: those of Step."""
     step = Step(spec, *parts)
-    return CapturedStep(step) if captures(spec) else step
+    return CapturedStep(step) if spec.captured else step
 
 
-def _optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
+def optimizer_of(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
-    options: dict[str, Any] = {"fused": True, "capturable": True} if captures(spec) else {}
+    options: dict[str, Any] = {"fused": True, "capturable": True} if spec.captured else {}
     rate = spec.optimizer.learning_rate
     return torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0, **options)
 
 
-def _distributed(spec: RunSpec, model: nn.Module, device: torch.device) -> nn.Module:
+def distributed(spec: RunSpec, model: nn.Module, device: torch.device) -> nn.Module:
     if not dist.is_initialized():
         return model
     ids = [device.index] if device.type == "cuda" else None
-    if not captures(spec):
+    if not spec.captured:
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
     # Compiled functions are parts of a block: nothing to cut at the buckets' edges.
     torch._dynamo.config.optimize_ddp = False

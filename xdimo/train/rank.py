@@ -27,7 +27,7 @@ def run(spec_path: Path, folder: Path, **arguments: Any) -> None:
             folder / f"rank-{rank}.error.json",
             {
                 "outcome": classify(error),
-                "reason": _first_line(error),
+                "reason": first_line(error),
                 "traceback": lines,
             },
         )
@@ -35,6 +35,6 @@ def run(spec_path: Path, folder: Path, **arguments: Any) -> None:
         os._exit(1)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__

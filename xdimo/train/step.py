@@ -122,11 +122,6 @@ class CapturedStep:
         return graph, results
 
 
-def captures(spec: RunSpec) -> bool:
-    """Whether the step is compiled and captured: its implementation never makes the host wait."""
-    return spec.implementation != "reference" and spec.device == "cuda"
-
-
 def autocast(spec: RunSpec) -> Any:
     if spec.precision == "bf16":
         return torch.autocast(spec.device, torch.bfloat16)

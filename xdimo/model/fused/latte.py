@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xdimo.model import latte
+from xdimo.model.compiled import places
 from xdimo.model.fused.adaln import norm, residual_norm
 from xdimo.model.fused.experts import Weights, mixture_residual_norm
 from xdimo.model.fused.temporal import temporal_attention
@@ -84,17 +85,10 @@ def dispatch(block: latte.Block, h: Tensor) -> tuple[Tensor, Tensor, Weights]:
 
 
 def route(logits_TE: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Weights [T, K] (float32) and experts [T, K], as xdimo.model.moe.route, without a sort.
-
-    An expert's place is the number of those that come before it: of a higher logit, or of the same
-    and a lower index.
-    """
+    """Weights [T, K] (float32) and experts [T, K], as xdimo.model.moe.route, without a sort."""
     logits_TE = logits_TE.float()
-    mine, other = logits_TE[:, :, None], logits_TE[:, None, :]
     index = torch.arange(logits_TE.shape[1], device=logits_TE.device)
-    before = (other > mine) | ((other == mine) & (index[None, :] < index[:, None]))
-    place_TE = before.sum(-1)
-    chosen_TKE = place_TE[:, None, :] == torch.arange(k, device=logits_TE.device)[:, None]
+    chosen_TKE = places(logits_TE)[:, None, :] == index[:k, None]
     experts_TK = (chosen_TKE * index).sum(-1, dtype=torch.int32)
     logits_TK = torch.where(chosen_TKE, logits_TE[:, None, :], 0.0).sum(-1)
     return torch.softmax(logits_TK, dim=-1), experts_TK
