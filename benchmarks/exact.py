@@ -1,27 +1,40 @@
-"""How exact the fused implementation is on this machine's GPU, beside the reference.
+"""How exact the fast implementations are on this machine's GPU, beside the reference.
 
     python benchmarks/exact.py
+    python benchmarks/exact.py --overfit config/lent.yaml    # one line; after its latents are made
 
 First each part in bfloat16 against float64, as relative errors of output and gradients; then the
-loss curves of both implementations over 200 steps on the same clips and noise.
+loss curves of all implementations over 200 steps on the same clips and noise. With --overfit: what
+the loss of the config's model falls to on 8 of its clips.
 """
 
+import argparse
 import copy
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import torch
-from step import batch_of, parts, spec_of
+from step import spec_of
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from xdimo.data import clips
+from xdimo.data.vae import locate
+from xdimo.errors import UserError
+from xdimo.implementations import Name
+from xdimo.load import load
 from xdimo.model import latte, moe
+from xdimo.model.compiled import dense_mixture
 from xdimo.model.fused import latte as fused
 from xdimo.model.fused.temporal import temporal_attention
+from xdimo.spec import RunSpec, dataset_in, plan, resolve
 from xdimo.train import loop
+from xdimo.train.timing import losses, random_batch
 
 STEPS = 200
 CLIPS = 4
+OVERFIT_STEPS, OVERFIT_CLIPS = 1000, 8
 WIDTH, HEADS, FRAMES, POSITIONS = 384, 6, 16, 64
 
 
@@ -90,39 +103,90 @@ def separated(x: Tensor, gate: nn.Linear) -> Tensor:
 
 
 def curves(device: torch.device) -> list[list[Any]]:
-    losses = {}
-    for implementation in ("reference", "fused"):
-        spec = spec_of(CLIPS, implementation, 1)
-        step = loop.stepper(spec, *parts(spec, device))
+    found = {}
+    for name in get_args(Name):
+        spec = spec_of(CLIPS, name, 1)
         torch.manual_seed(1)
-        batches = [batch_of(spec, device) for _ in range(2)]
-        taken = [step(batches[i % 2], False)[0].clone() for i in range(STEPS)]
-        losses[implementation] = torch.stack(taken).cpu()
+        found[name] = losses(spec, [random_batch(spec, device) for _ in range(2)], device, STEPS)
     rows = []
     for first in range(0, STEPS, 40):
         part = slice(first, first + 40)
-        a, b = losses["reference"][part], losses["fused"][part]
-        rows.append([f"{first + 1} to {first + 40}", a.mean(), b.mean(), (a - b).abs().max()])
+        rows += [
+            [
+                f"{first + 1} to {first + 40}",
+                name,
+                curve[part].mean(),
+                (curve - found["reference"])[part].abs().max(),
+            ]
+            for name, curve in found.items()
+        ]
     return rows
 
 
+def unit_latents(batch: dict[str, Any], spec: RunSpec) -> dict[str, Any]:
+    """The posterior's means, of variance 1 in each channel, as a trained VAE's are: those of a
+    random one hardly differ from clip to clip, and its posterior is broad.
+    """
+    mean = batch["mean"].float()
+    axes = (0, 1, 3, 4)  # clips, frames, latent positions
+    mean = (mean - mean.mean(axes, keepdim=True)) / mean.std(axes, keepdim=True)
+    return {**batch, "mean": mean / spec.vae.scaling_factor, "std": torch.zeros_like(mean)}
+
+
+def overfit(config: Path, steps: int) -> str:
+    """Loss of the config's model over ``steps`` steps on 8 of its clips, on one device."""
+    bench = load(config)
+    if bench.latents.mode != "cached":
+        raise UserError(f"{config}: latents.mode: {bench.latents.mode}; expected cached")
+    data = Path(bench.results) / "data"
+    planned = plan(bench, f"{bench.baseline}-r1")
+    weights = None if bench.vae.random else locate(Path(bench.vae.weights))[1]
+    spec = resolve(planned, str(dataset_in(data / "manifest.json")), weights)
+    spec = spec.model_copy(update={"gpus": 1, "clips_per_gpu": OVERFIT_CLIPS})
+    loop.set_arithmetic(spec)
+    index, device = data / "latents/index.json", torch.device(spec.device)
+    loader = clips.loader(spec, rank=0, first_step=0, steps=1, data=index, videos=None)
+    curve = losses(spec, [unit_latents(next(iter(loader)), spec)], device, steps)
+    first, last = (float(part.mean()) for part in (curve[:10], curve[-100:]))
+    return (
+        f"overfit: {spec.model.size} {spec.model.experts}E{spec.model.top_k}A, "
+        f"{spec.implementation}, {spec.precision}, {OVERFIT_CLIPS} clips of {bench.dataset.name}: "
+        f"loss {first:.4f} over the first 10 steps, {last:.4f} over the last 100 of {steps}"
+    )
+
+
 def main() -> None:
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--overfit", type=Path, metavar="CONFIG")
+    arguments.add_argument("--steps", type=int, default=OVERFIT_STEPS, help="of --overfit")
+    asked = arguments.parse_args()
+    if asked.overfit:
+        print(overfit(asked.overfit, asked.steps))
+        return
     device = torch.device("cuda")
     torch.manual_seed(0)
     experts = Experts().to(device)
     x = separated(torch.randn(5000, WIDTH, device=device), experts.gate)
     qkv = torch.randn(2, FRAMES, POSITIONS, 3 * WIDTH, device=device)
+    upstream = torch.randn_like(x)
+    mixtures = {
+        "dense": lambda m, x: dense_mixture(x, m.gate, m.experts, m.top_k),
+        "fused": mixture,
+    }
     rows = [
-        compare(
-            f"experts, {len(x)} tokens",
-            experts,
-            lambda m, x: moe.mixture(x, m.gate, m.experts, m.top_k),
-            mixture,
-            x,
-            torch.randn_like(x),
+        *(
+            compare(
+                f"{name} experts, {len(x)} tokens",
+                experts,
+                lambda m, x: moe.mixture(x, m.gate, m.experts, m.top_k),
+                candidate,
+                x,
+                upstream,
+            )
+            for name, candidate in mixtures.items()
         ),
         compare(
-            "temporal attention",
+            "fused temporal attention",
             None,
             lambda _, x: attention(x.bfloat16() if x.dtype == torch.float32 else x),
             lambda _, x: temporal_attention(x.bfloat16().contiguous(), HEADS),
@@ -131,9 +195,9 @@ def main() -> None:
         ),
     ]
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; relative errors in bfloat16")
-    print(tabulate(rows, ["part (worst of output, gradients)", "reference", "fused", "ratio"]))
+    print(tabulate(rows, ["part (worst of output, gradients)", "reference", "it", "ratio"]))
     print(f"\nloss of S/2 4E2A, {CLIPS} clips, same clips, steps and noise")
-    heads = ["steps", "reference", "fused", "largest difference of a step"]
+    heads = ["steps", "implementation", "loss", "largest difference of a step"]
     print(tabulate(curves(device), heads, floatfmt=".4f"))
 
 

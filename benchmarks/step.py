@@ -1,10 +1,11 @@
-"""The training step on this machine's GPU: reference and fused side by side, in one run.
+"""The training step on this machine's GPU: all implementations side by side, in one run.
 
-    python benchmarks/step.py [--batches 1 4 8 32] [--implementations reference fused]
+    python benchmarks/step.py [--batches 1 4 8 32] [--implementations reference dense fused]
     python benchmarks/step.py --online 4 32              # frames through the VAE in each step
     torchrun --nproc-per-node 2 benchmarks/step.py       # with DDP over two GPUs
 
-Latents and frames are random numbers on the device: data and decoding are not part of this.
+Latents and frames are random numbers on the device: data and decoding are not part of this. What
+cannot run says why in its row; a kernel that broke the device takes the rows behind it along.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import os
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
@@ -22,14 +23,14 @@ from torch.profiler import ProfilerActivity, profile
 
 from xdimo.data.vae import encode
 from xdimo.data.vae import load as load_vae
+from xdimo.implementations import Name
 from xdimo.load import load, load_hardware
-from xdimo.model.diffusion import Diffusion
 from xdimo.model.flops import model_flops
 from xdimo.spec import RunSpec, plan, resolve
-from xdimo.train import loop
-from xdimo.train.checkpoint import State
 from xdimo.train.ledger import KERNELS, kernel_kind
-from xdimo.train.step import EAGER_STEPS, Step
+from xdimo.train.rank import first_line
+from xdimo.train.step import Step
+from xdimo.train.timing import parts, random_batch, step_s
 
 ROOT = Path(__file__).parent.parent
 NOWHERE = "sha256:" + "0" * 64
@@ -51,43 +52,9 @@ def spec_of(clips: int, implementation: str, world: int, mode: str = "cached") -
     return RunSpec.model_validate({**base, **changed})
 
 
-def parts(spec: RunSpec, device: torch.device) -> tuple[Any, ...]:
-    torch.manual_seed(0)
-    model, ema = loop.build(spec).to(device), loop.build(spec).to(device).requires_grad_(False)
-    generator = torch.Generator(device).manual_seed(0)
-    state = State(model, ema, loop._optimizer(spec, model), generator)
-    vae = None
-    if spec.data.mode == "online":
-        compiled = spec.implementation != "reference"
-        vae = load_vae(spec.vae, None, device, torch.bfloat16, compiled=compiled)
-    return state, loop._distributed(spec, model, device), Diffusion().to(device), vae
-
-
-def batch_of(spec: RunSpec, device: torch.device) -> dict[str, torch.Tensor]:
-    side, frames = spec.latent_size, spec.data.frames
-    if spec.data.mode == "online":
-        pixels = (spec.clips_per_gpu, frames, 3, spec.data.size, spec.data.size)
-        return {"frames": torch.randint(256, pixels, device=device, dtype=torch.uint8)}
-    shape = (spec.clips_per_gpu, frames, spec.vae.latent_channels, side, side)
-    mean = torch.randn(shape, device=device, dtype=torch.float16) * 5
-    return {"mean": mean, "std": torch.rand_like(mean) * 0.1}
-
-
 def measure(spec: RunSpec, device: torch.device, steps: int) -> dict[str, float]:
     torch.cuda.reset_peak_memory_stats()
-    step, batch = loop.stepper(spec, *parts(spec, device)), batch_of(spec, device)
-    for _ in range(EAGER_STEPS + 4):
-        step(batch, False)
-    torch.cuda.synchronize()
-    if dist.is_initialized():
-        dist.barrier()
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    for _ in range(steps):
-        loss, _ = step(batch, False)
-    torch.cuda.synchronize()
-    seconds = (time.perf_counter() - started) / steps
-    assert torch.isfinite(loss)
+    seconds = step_s(spec, device, steps)
     return {
         "step_s": seconds,
         "clips_per_s": spec.global_batch / seconds,
@@ -113,7 +80,7 @@ def vae_rate(spec: RunSpec, device: torch.device, frames: int, compiled: bool) -
 
 def shares(spec: RunSpec, device: torch.device) -> Counter[str]:
     """Milliseconds of each kind of kernels in one step, run as it stands."""
-    step, batch = Step(spec, *parts(spec, device)), batch_of(spec, device)
+    step, batch = Step(spec, *parts(spec, device)), random_batch(spec, device)
     for _ in range(4):
         step(batch, False)
     torch.cuda.synchronize()
@@ -127,6 +94,7 @@ def shares(spec: RunSpec, device: torch.device) -> Counter[str]:
 
 
 def free() -> None:
+    torch._dynamo.reset()  # it keeps few graphs of a function, and each batch is another
     gc.collect()
     torch.cuda.empty_cache()
 
@@ -134,7 +102,7 @@ def free() -> None:
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 32])
-    arguments.add_argument("--implementations", nargs="+", default=["reference", "fused"])
+    arguments.add_argument("--implementations", nargs="+", default=get_args(Name))
     arguments.add_argument("--online", type=int, nargs="*", default=[], metavar="BATCH")
     arguments.add_argument("--vae", type=int, nargs="*", default=[], metavar="FRAMES")
     arguments.add_argument("--steps", type=int, default=20)
@@ -153,9 +121,19 @@ def main() -> None:
         cells = [(clips, "cached") for clips in asked.batches]
         for clips, mode in [*cells, *((clips, "online") for clips in asked.online)]:
             spec = spec_of(clips, implementation, world, mode)
-            found = measure(spec, device, asked.steps)
+            row: list[Any] = [implementation, mode, clips]
+            rows.append(row)
+            try:
+                found = measure(spec, device, asked.steps)
+                free()
+                if clips in asked.profile and mode == "cached":
+                    profiles.append([implementation, clips, shares(spec, device)])
+            except Exception as error:  # CUDA's, Triton's or the compiler's
+                row.append(f"{type(error).__name__}: {first_line(error)[:80]}")
+                continue
+            finally:
+                free()
             print(implementation, mode, clips, found, flush=True)
-            free()
             flops = model_flops(
                 spec.model,
                 frames=spec.data.frames,
@@ -164,22 +142,8 @@ def main() -> None:
             ).training
             rate = found["clips_per_s"] * flops / 1e12
             mfu = f"{100 * rate / (world * peak):.1f} %" if peak else "n/a"
-            rows.append(
-                [
-                    *(
-                        implementation,
-                        mode,
-                        clips,
-                        found["clips_per_s"],
-                        1e3 * found["step_s"],
-                        mfu,
-                    ),
-                    *(found["peak_gib"], found["reserved_gib"]),
-                ]
-            )
-            if clips in asked.profile and mode == "cached":
-                profiles.append([implementation, clips, shares(spec, device)])
-                free()
+            row += [found["clips_per_s"], 1e3 * found["step_s"], mfu]
+            row += [found["peak_gib"], found["reserved_gib"]]
     if rank == 0:
         print(f"{world} x {name}, torch {torch.__version__}, S/2 4E2A, bf16")
         heads = ["implementation", "latents", "clips/GPU", "clips/s", "step ms", "MFU", "peak GiB"]
