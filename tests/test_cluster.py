@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import ROOT
 from tests.records import bench as matrix
-from xdimo.cluster import ending, script
+from xdimo.cluster import ending, preflight, script
 from xdimo.cluster.admission import Limits, admit
 from xdimo.cluster.dialects import (
     DIALECTS,
@@ -33,6 +33,7 @@ from xdimo.cluster.site import Answer, Silent, Site, ask, keep, mask, replay
 from xdimo.cluster.spool import Rules, Spool, Work
 from xdimo.errors import UserError
 from xdimo.files import write_json
+from xdimo.train.step import EAGER_STEPS
 
 NASTY = 'it\'s "a" $(touch pwned) `touch pwned`; touch pwned &\nfolder'
 
@@ -55,6 +56,14 @@ def test_what_fits_goes_first_and_the_oldest_waits_in_the_queue() -> None:
     assert admit([a, b], [], {"a": (8,), "b": (8,)}, 1, ONE) == []
     assert admit([a, a, a, b], [], {"a": (8,), "b": (4,)}, 0, Limits(9, "queue")) == [a, a, b]
     assert admit([a], [], {"a": (2, 2)}, 0, Limits(1, "hold")) == []  # not across hosts
+
+
+def test_nothing_waits_in_the_queue_while_our_own_jobs_hold_others_back() -> None:
+    a, b = Want("a"), Want("b")
+    assert admit([a, b], [b], {"a": (1,), "b": (3,)}, 0, ONE) == []
+    assert admit([a, b], [b], {"a": (1,), "b": (4,)}, 0, ONE) == [b]
+    assert admit([a], [b], {"a": (1,), "b": (3,)}, 0, ONE) == [a]
+    assert admit([a, Want("b", alone=True)], [b], {"a": (1,), "b": (4,)}, 0, ONE) == []
 
 
 def test_the_baseline_is_alone_on_its_target() -> None:
@@ -493,3 +502,7 @@ def test_the_profile_submits_all_and_only_what_needs_a_gpu() -> None:
     rules = "\n".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
     local = rules.count("localrule: True")
     assert local == 6  # fetch, manifest, spec, metrics, plot, report
+
+
+def test_the_step_of_a_preflight_is_captured_before_it_is_timed() -> None:
+    assert preflight.STEPS["warmup"] > EAGER_STEPS
