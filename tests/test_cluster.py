@@ -3,7 +3,7 @@
 import os
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,15 +107,28 @@ def test_admission_keeps_every_limit(
     assert fitting == len(chosen) or (mode == "queue" and len(chosen) == 1 and pending == 0)
 
 
-REQUEST = Request("run.1.1a2b3c", "gpu_h200", ("h01", "h02"), 32, 4, 120, "output.log", "error.log")
+REQUEST = Request(
+    name="run.1.1a2b3c",
+    queue="gpu_h200",
+    hosts=("h01", "h02"),
+    cpus=32,
+    gpus=4,
+    walltime_min=120,
+    memory_gb=256,
+    output="output.log",
+    error="error.log",
+)
 
 
 def test_commands() -> None:
     shared = ["-J", "run.1.1a2b3c", "-q", "gpu_h200", "-n", "32", "-R", "span[hosts=1]"]
-    rest = ["-m", "h01 h02", "-o", "output.log", "-e", "error.log", "-W", "120"]
-    assert JH.submit_command(REQUEST) == ["jsub", *shared, "-gpgpu", "4", *rest]
+    files = ["-o", "output.log", "-e", "error.log", "-W", "120"]
+    hosts = ["-m", "h01 h02"]
+    jh = ["jsub", *shared, "-gpgpu", "4", *hosts, "-M", "256000", *files]
+    assert JH.submit_command(REQUEST) == jh
     gpus = ["-gpu", "num=4:mode=exclusive_process"]
-    assert LSF.submit_command(REQUEST) == ["bsub", *shared, *gpus, *rest]
+    assert LSF.submit_command(REQUEST) == ["bsub", *shared, *gpus, *hosts, "-M", "256000MB", *files]
+    assert "-M" not in LSF.submit_command(replace(REQUEST, memory_gb=None))
     assert JH.kill_command(["7", "8"]) == ["jctrl", "kill", "7", "8"]
     assert LSF.status_command() == ["bjobs", "-a", "-o", "jobid stat queue exec_host delimiter=';'"]
     assert JH.history_command("7") == ["jhist", "-l", "7"]

@@ -158,6 +158,9 @@ class Target(Strict):
     reason: str | None = Field(None, description="why it is out of service")
     setup: list[str] = Field([], description="shell lines before a run (conda activate ...)")
     walltime_min: Positive = Field(120, description="minutes a run may take")
+    memory_gb: Positive | None = Field(
+        None, description="host memory a run may take, 10^9 bytes; null = as the queue has it"
+    )
     environment: dict[str, str] = Field(
         {}, description="environment variables of a run; OMP_NUM_THREADS is 1 unless set here"
     )

@@ -84,6 +84,7 @@ rule latents:
         target=BENCH.latents.target,
         slurm_partition=PREPARER.queue or "",
         runtime=PREPARER.walltime_min,
+        mem_mb=1000 * (PREPARER.memory_gb or 0),
         setup="".join(f"{line}\n" for line in PREPARER.setup),
     params:
         videos=BENCH.dataset.videos,

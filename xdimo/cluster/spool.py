@@ -435,6 +435,7 @@ class Spool:
             cpus=work.cpus,
             gpus=work.cards if target.device == "cuda" else 0,
             walltime_min=work.walltime_min,
+            memory_gb=target.memory_gb,
             output="output.log",
             error="error.log",
         )
