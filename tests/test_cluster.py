@@ -30,7 +30,8 @@ from xdimo.cluster.ending import Ending
 from xdimo.cluster.hosts import free_cards, out_of_service, read_hosts
 from xdimo.cluster.ledger import Ledger
 from xdimo.cluster.site import Answer, Silent, Site, ask, keep, mask, replay
-from xdimo.cluster.spool import Rules, Spool, Work
+from xdimo.cluster.spool import Spool
+from xdimo.cluster.work import Rules, Work
 from xdimo.errors import UserError
 from xdimo.files import write_json
 from xdimo.train.step import EAGER_STEPS
