@@ -324,7 +324,7 @@ def test_the_four_files_hold_the_same_figures(bench, tmp_path):
     metrics = data["cells"][0]["metrics"]
     assert metrics["run"] == data["cells"][0]["median_run"] == "gpu_6000ada-bs1-r3"
     lines = (tmp_path / "out/summary.csv").read_text().splitlines()
-    assert len(lines) == 1 + 6 + 3  # matrix and twins
+    assert len(lines) == 1 + 6 + 6  # matrix and twins
     assert str(metrics["samples_per_s"]) in lines[1]
 
 
@@ -355,3 +355,19 @@ def test_like_for_like_is_at_the_largest_shared_batch_where_the_own_is_not_share
     assert row[0] == "4 × H200 SXM, `gpu_h200-bs8` (2 of 3 variants measured)"
     assert re.fullmatch(r"(1\.9|2\.0)\d× at bs2", row[7])
     assert row[6] == "waits for gpu_6000ada-bs1"
+
+
+def test_any_cell_measured_in_the_other_data_mode_stands_among_the_modes(bench):
+    records.write_run(bench, "gpu_h200-bs4-r1")
+    records.write_run(bench, "gpu_h200-bs4-online-r1", step_s=0.4)
+    rows = rows_under(summary(bench).en, "Both data modes of the baseline")
+    assert [re.search(r"`(.*?)`", row[0])[1] for row in rows] == [
+        "gpu_6000ada-bs1",
+        "gpu_6000ada-bs1-online",
+        "gpu_h200-bs1",
+        "gpu_h200-bs1-online",
+        "gpu_h200-bs4",
+        "gpu_h200-bs4-online",
+        "gpu_pro6000-bs1",
+        "gpu_pro6000-bs1-online",
+    ]

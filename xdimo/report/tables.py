@@ -179,21 +179,23 @@ def _relative(folder: Path, path: Path) -> str:
 
 
 def modes_table(survey: Survey, config_path: str, words: Words) -> Table:
-    """Each target's baseline in both data modes; what is not measured has its command."""
+    """Each target's baseline in both data modes, what is not measured with its command; and other
+    cells that were measured in both.
+    """
     table = Table(["cell", "mode", "samples_per_s", "step_ms", "data_wait", "mfu", "command"])
-    twins = {
-        twin.target: twin.name
-        for twin in survey.bench.twins.values()
-        if twin.mode != survey.bench.latents.mode
-    }
-    for target in survey.bench.targets:
-        for name in (survey.bench.baseline_cell(target).name, twins[target]):
-            cell = survey.cells[name]
+    bench = survey.bench
+    baselines = {bench.baseline_cell(target).name for target in bench.targets}
+    for cell in bench.cells:
+        twin = bench.mode_twin(cell)
+        if cell not in baselines and survey.cells[twin].metrics is None:
+            continue
+        for name in (cell, twin):
+            state = survey.cells[name]
             table.rows.append(
                 [
-                    cell_link(survey, cell),
-                    cell.cell.mode,
-                    *_pace(cell, words),
+                    cell_link(survey, state),
+                    state.cell.mode,
+                    *_pace(state, words),
                     f"`{command(survey.bench, name, config_path)}`",
                 ]
             )

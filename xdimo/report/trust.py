@@ -162,8 +162,6 @@ def comparison_table(view: Survey, words: Words) -> Table:
 
 def _reference(view: Survey, name: str, words: Words) -> str:
     """The reference implementation's: tuned kernels favour the card that they were tuned on."""
-    pair = [view.bench.reference_twin(cell) for cell in (name, view.bench.baseline)]
-    if pair[0] is None or pair[1] is None:
-        return words("unknown")
-    ratio = view.speedup(pair[0], pair[1])
+    mine, base = (view.bench.reference_twin(cell) for cell in (name, view.bench.baseline))
+    ratio = view.speedup(mine, base)
     return words("pending") if ratio is None else figures.times(ratio)
