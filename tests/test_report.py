@@ -371,3 +371,23 @@ def test_any_cell_measured_in_the_other_data_mode_stands_among_the_modes(bench):
         "gpu_pro6000-bs1",
         "gpu_pro6000-bs1-online",
     ]
+
+
+def test_cards_of_one_type_show_what_further_ones_bring(tmp_path):
+    targets = {"gpu_pro6000": {"card": "h200", "gpus": 2}}
+    bench = records.bench(tmp_path / "results", targets=targets)
+    measure(bench, "gpu_pro6000-bs1", 0.1)
+    measure(bench, "gpu_6000ada-bs1", 0.1)
+    assert "Scaling over GPUs" not in summary(bench).en
+    measure(bench, "gpu_h200-bs1", 0.125)
+    measure(bench, "gpu_h200-bs4", 0.125)
+    document = summary(bench)
+    few, many = rows_under(document.en, "Scaling over GPUs of one card")
+    assert (few[1], few[3], few[4]) == ("2", "1.00×", "100.0 %")
+    ratio = (
+        recomputed(bench, "gpu_h200-bs1")["samples"]
+        / recomputed(bench, "gpu_pro6000-bs1")["samples"]
+    )
+    assert (many[1], many[3], many[4]) == ("4", f"{ratio:.2f}×", f"{50 * ratio:.1f} %")
+    assert 0.78 < ratio / 2 < 0.82
+    assert "## 同种卡的多卡扩展" in document.zh

@@ -15,6 +15,7 @@ from xdimo.measure.claims import TERA
 from xdimo.model.flops import model_flops, parameters, tokens_per_frame
 from xdimo.report import PLOTS, export, figures, provenance, tables, trust
 from xdimo.report.cells import CellState, Survey, survey
+from xdimo.report.scaling import scaling_table
 from xdimo.report.words import Words
 
 HISTORY_COLUMNS = [
@@ -91,6 +92,7 @@ def _document(view: Survey, past: list[claims.Row], config_path: str, words: Wor
         tables.best_table(view, words).markdown(words),
         _rows_from(view, best, words),
         *_section("notes", tables.flag_lines(view, words), words),
+        *_scaling(view, words),
         f"## {words('plots')}",
         *_plots(view.folder, words),
         f"## {words('modes')}",
@@ -134,6 +136,11 @@ def _bullets(lines: Iterable[str]) -> str:
 
 def _section(key: str, lines: list[str], words: Words) -> list[str]:
     return [f"**{words(key)}**", _bullets(lines)] if lines else []
+
+
+def _scaling(view: Survey, words: Words) -> list[str]:
+    table = scaling_table(view, words)
+    return [f"## {words('scaling')}", table.markdown(words)] if table.rows else []
 
 
 def _trust(view: Survey, words: Words) -> Iterable[str]:

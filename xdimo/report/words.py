@@ -95,6 +95,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "class_epoch": ("Epoch edge", "轮次边界"),
     "class_warmup": ("Warm-up", "预热"),
     "class_stall": ("Stall", "停顿"),
+    "scaling": ("Scaling over GPUs of one card", "同种卡的多卡扩展"),
+    "efficiency": ("Efficiency", "效率"),
     "implementation": ("Implementation", "实现"),
     "speedup_reference": ("Speedup of the reference", "参考实现的加速比"),
     "mfu_declared": ("MFU (declared peak)", "MFU（声明峰值）"),
