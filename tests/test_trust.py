@@ -81,6 +81,7 @@ THROTTLED = [{"throttle": ["sw_power_cap"], "sm_mhz": 1500}, {}, {}, {}]
         (THROTTLED, "throttled: sw_power_cap 25 %"),
         ([{"other_processes": 1}, {}], "other processes: 1"),
         ([{"host_gpus_busy": 3}, {}], "shared host: 3"),
+        ([{"host_load": 30.0}, {"host_load": 40.0}], "host load: 35.0 / 24"),
         ([{"ecc_errors": 2}], "ECC errors: 2"),
     ],
 )
@@ -89,7 +90,13 @@ def test_what_may_have_slowed_a_run_flags_its_row(bench, moments, flag):
     metrics = measured(bench, "gpu_h200-bs1-r1", events=events)
     assert metrics["flags"] == [flag]
     document = render(bench, HARDWARE, "c")
-    assert flag.partition(": ")[2] in document.en.split("**Notes**")[1].split("## ")[0]
+    detail = flag.partition(": ")[2]
+    for text, notes in ((document.en, "**Notes (of"), (document.zh, "**备注（")):
+        main, _, rest = text.partition(notes)
+        assert "`gpu_h200-bs1` † " in main and "`gpu_6000ada-bs1` †" not in main
+        note = next(line for line in rest.splitlines() if line.startswith("- `gpu_h200-bs1-r1`"))
+        row = next(line for line in rest.splitlines() if line.startswith("| `gpu_h200-bs1-r1`"))
+        assert detail in note and detail in row
 
 
 def test_cards_at_peace_raise_no_flag_and_give_energy(bench):

@@ -142,7 +142,10 @@ def _flags(record: Record, hardware: Hardware, metrics: dict[str, Any]) -> list[
         flags.append(f"not the target's card: {metrics['device']}")
     if metrics["timed_steps"] != spec.steps.timed:
         flags.append(f"window shorter than asked: {metrics['timed_steps']}/{spec.steps.timed}")
-    flags += telemetry.flags(metrics) + ceiling.flags(metrics)
+    # Of each rank the loop, a thread for copies or collectives, and its loaders.
+    flags += telemetry.flags(metrics, own_load=spec.gpus * (2 + spec.workers))
+    if spec.device == "cuda":  # what a CPU gives to plain work, nobody keeps steady
+        flags += ceiling.flags(metrics)
     if record.run.code.dirty:
         flags.append("code dirty")
     return flags

@@ -39,8 +39,11 @@ def telemetry(samples: Sequence[Telemetry], samples_per_s: float | None) -> dict
     }
 
 
-def flags(figures: dict[str, Any]) -> list[str]:
-    """``what: detail``, of what may have slowed the run or was not its own."""
+def flags(figures: dict[str, Any], own_load: int) -> list[str]:
+    """``what: detail``, of what may have slowed the run or was not its own.
+
+    ``own_load``: the most that the run's own threads add to the host's load.
+    """
     found = []
     if figures["throttled"]:
         held = (f"{name} {100 * share:.0f} %" for name, share in figures["throttled"].items())
@@ -49,6 +52,8 @@ def flags(figures: dict[str, Any]) -> list[str]:
         found.append(f"other processes: {figures['other_processes']}")
     if figures["host_gpus_busy"]:
         found.append(f"shared host: {figures['host_gpus_busy']}")
+    if figures["host_load"] is not None and figures["host_load"] > own_load:
+        found.append(f"host load: {figures['host_load']:.1f} / {own_load}")
     if figures["ecc_errors"]:
         found.append(f"ECC errors: {figures['ecc_errors']}")
     return found

@@ -81,7 +81,7 @@ def cards_table(view: Survey, words: Words) -> Table:
         table.rows.append(
             [
                 cell_link(view, cell),
-                "{} ({})".format(*(_whole(metrics[f"sm_mhz_{of}"], words) for of in _CLOCKS)),
+                _clock(metrics, words),
                 _whole(metrics["memory_mhz_median"], words),
                 _whole(metrics["power_w"], words),
                 figures.number(metrics["joules_per_sample"], words, digits=3),
@@ -96,7 +96,13 @@ def cards_table(view: Survey, words: Words) -> Table:
 
 
 _ENDS = ("start", "end")
-_CLOCKS = ("median", "min")
+
+
+def _clock(metrics: dict[str, Any], words: Words) -> str:
+    """Median (lowest)."""
+    if metrics["sm_mhz_median"] is None:
+        return words("unknown")
+    return f"{metrics['sm_mhz_median']:,.0f} ({metrics['sm_mhz_min']:,.0f})"
 
 
 def _whole(value: float | None, words: Words) -> str:
@@ -151,7 +157,7 @@ def comparison_table(view: Survey, words: Words) -> Table:
                 metrics["implementation"],
                 record.spec.precision,
                 record.spec.data.mode,
-                "{} ({})".format(*(_whole(metrics[f"sm_mhz_{of}"], words) for of in _CLOCKS)),
+                _clock(metrics, words),
                 words("unknown") if ratio is None else figures.times(ratio),
                 figures.ratios(interval, words),
                 _reference(view, cell.cell.name, words),
