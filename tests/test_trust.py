@@ -80,6 +80,7 @@ THROTTLED = [{"throttle": ["sw_power_cap"], "sm_mhz": 1500}, {}, {}, {}]
     [
         (THROTTLED, "throttled: sw_power_cap 25 %"),
         ([{"other_processes": 1}, {}], "other processes: 1"),
+        ([{"other_processes": None, "memory_before_gib": 1.5}], "card in use: 1.50 GiB"),
         ([{"host_gpus_busy": 3}, {}], "shared host: 3"),
         ([{"host_load": 30.0}, {"host_load": 40.0}], "host load: 35.0 / 24"),
         ([{"ecc_errors": 2}], "ECC errors: 2"),

@@ -253,6 +253,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "window shorter than asked": ("timed steps fewer than asked", "计时步数少于要求"),
     "throttled": ("throttled, share of the samples", "降频，占采样的比例"),
     "other processes": ("other processes on our cards", "本次使用的卡上有其他进程"),
+    "card in use": ("memory in use on our cards before the run", "运行之前所用卡上已占用的显存"),
     "shared host": ("shared host: other cards at work", "共享主机：其他卡在工作"),
     "host load": (
         "shared host: load / the most that the run itself makes",
