@@ -322,6 +322,17 @@ def test_strict_names_every_broken_rule_with_file_and_line(run, capsys):
     assert f"log.jsonl line {len(lines)}: 2 of footer; expected 1" in out
 
 
+def test_strict_names_a_card_that_is_not_the_specs(tmp_path, capsys):
+    bench = records.bench(tmp_path / "results")
+    folder = records.write_run(bench, "gpu_h200-bs4-r1", devices=["NVIDIA H100 80GB HBM3"] * 4)
+    (tmp_path / "results/runs/2026-11/gpu_h200-bs1-r1").mkdir()
+    spec = records.spec_of(bench, "gpu_h200-bs1-r1").to_json()
+    write_json(tmp_path / "results/runs/2026-11/gpu_h200-bs1-r1/spec.json", spec)  # not begun
+    assert audit("--strict", folder.parent) == 1
+    says = "log.jsonl line 1: devices: NVIDIA H100 80GB HBM3; the spec says h200"
+    assert f"{says} [declared is effective]" in capsys.readouterr().out
+
+
 def test_a_folder_without_runs_is_named(tmp_path):
     with pytest.raises(UserError, match=r"no spec.json in it or below"):
         audit(tmp_path)

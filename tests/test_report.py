@@ -346,12 +346,14 @@ def test_every_row_that_was_measured_is_one_hop_from_its_record(bench):
         assert all((Path(bench.results) / link).exists() for link in links if "summary" not in link)
         # Tables of figures; the first two name their records under them.
         rows = [line for line in lines if re.match(r"\| \[?`gpu_\w+-bs\d(-r\d)?`", line)]
-        assert len(rows) == 3 + 6 * 4 + 18  # modes; classes, beside, hours, cells; runs
+        assert len(rows) == 3 + 6 * 5 + 18  # modes; classes, beside, drift, hours, cells; runs
         assert all("](runs/2026-11/gpu_" in row for row in rows)
         main, best = (line for line in lines if "`header.effective`" in line)
         assert len(re.findall(r"\]\(runs/", main)) == 3
         # The best variants, the baseline, and what is compared at one batch.
         assert len(re.findall(r"\]\(runs/", best)) == 5
+        assert "× H200 SXM, `gpu_h200-bs4` † " in document  # one of its runs is left out
+        assert "- `gpu_h200-bs4-r2`: " in document
     row = next(row for row in rows if "`gpu_h200-bs4-r2`" in row)
     assert "[gpu_h200-bs4-r2/](runs/2026-11/gpu_h200-bs4-r2/)" in row
 

@@ -8,6 +8,8 @@ import pytest
 import records
 
 from xdimo.files import content_hash
+from xdimo.measure import compare
+from xdimo.measure.compare import differing
 from xdimo.measure.metrics import derive
 from xdimo.measure.records import read_run
 from xdimo.measure.repeats import ratio_ci95, spread
@@ -63,6 +65,47 @@ def test_runs_on_other_videos_have_no_speedup_and_the_cell_names_the_axis(bench)
     assert "不可比较：数据集" in document.zh
     cell = next(cell for cell in document.data["cells"] if cell["cell"] == "gpu_h200-bs1")
     assert (cell["speedup"], cell["not_comparable"]) == (None, ["dataset"])
+
+
+@pytest.mark.parametrize(
+    ("axis", "change"),
+    [
+        ("model", {"model": {"top_k": 1}}),
+        ("clip", {"clips": {"frames": 8}}),
+        ("precision", {"train": {"precision": "tf32"}}),
+        ("data mode", {"latents": {"mode": "online"}}),
+        ("dataset", {}),
+    ],
+)
+def test_each_axis_in_which_two_runs_must_agree_is_named(tmp_path, axis, change):
+    here, there = records.bench(tmp_path / "a"), records.bench(tmp_path / "b", **change)
+    dataset = content_hash("other videos") if axis == "dataset" else records.DATASET
+    one = read_run(records.write_run(here, "gpu_h200-bs1-r1"))
+    other = read_run(records.write_run(there, "gpu_h200-bs4-r1", dataset=dataset))
+    assert differing(one, other) == [axis]
+    # Batch and repeat are what is compared; implementation and steps are shown beside.
+    alike = {"train": {"timed_steps": 30}}
+    elsewhere = records.bench(tmp_path / "c", **alike)
+    assert differing(one, read_run(records.write_run(elsewhere, "gpu_6000ada-bs2-r2"))) == []
+
+
+def test_records_of_another_flop_formula_cannot_be_compared(bench, monkeypatch):
+    one = read_run(records.write_run(bench, "gpu_h200-bs1-r1"))
+    formulas = iter(["model FLOPs 1", "model FLOPs 2"])
+    monkeypatch.setitem(compare.AXES, "FLOP formula", lambda spec: next(formulas))
+    assert differing(one, one) == ["FLOP formula"]
+
+
+def test_from_begin_to_end_a_run_that_slows_shows_its_heat(bench):
+    slowing = [1 + 0.002 * max(0, step - 2) for step in range(62)]
+    moments = [{"temperature_c": 60 + 2 * i, "sm_mhz": 1980 - 15 * i} for i in range(10)]
+    events = records.telemetry_lines(4, moments)
+    metrics = measured(bench, "gpu_h200-bs1-r1", factors=slowing, events=events)
+    assert metrics["unsteady"] and metrics["samples_per_s"] is None
+    assert metrics["step_s_end"] / metrics["step_s_start"] == pytest.approx(1.107, abs=0.02)
+    table = render(bench, HARDWARE, "c").en.split("**Drift**")[1].split("**Parts")[0]
+    row = next(line for line in table.splitlines() if "gpu_h200-bs1-r1" in line)
+    assert "60 → 78" in row and "1,980 → 1,845" in row and re.search(r"\+(9|1[012])\.\d %", row)
 
 
 def test_a_run_on_another_known_card_is_refused_with_both_names(bench):

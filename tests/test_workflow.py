@@ -142,6 +142,12 @@ def test_a_manifest_made_again_trains_nothing(copy: Path) -> None:
     assert not {"train_cpu_1", "train_cpu_2", "spec"} & set(rules)
 
 
+def test_a_campaign_trains_at_once_also_where_its_data_is_made_again(copy: Path) -> None:
+    rules = planned(copy, "-R", "manifest", "--config", "campaign=next", "--", "cpu_1-bs1")
+    assert (rules["manifest"], rules["latents"]) == (1, 1)
+    assert (rules["spec"], rules["train_cpu_1"], rules["metrics"]) == (1, 1, 1)
+
+
 def test_another_video_is_measured_by_the_next_command(copy: Path) -> None:
     write_video(copy / "videos/new.mp4", 25, width=32, height=32)
     assert snakemake(copy, "results/data/latents/index.json").returncode == 0

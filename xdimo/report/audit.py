@@ -21,9 +21,10 @@ from xdimo.measure.audit import (
     of_row,
 )
 from xdimo.measure.claims import Sample
-from xdimo.measure.metrics import derive
-from xdimo.measure.records import check_run, read_run
-from xdimo.measure.rules import Finding
+from xdimo.measure.metrics import derive, other_card
+from xdimo.measure.records import check_run, outcome_path, read_run
+from xdimo.measure.rules import DECLARED_IS_EFFECTIVE, Finding
+from xdimo.spec import read_spec
 
 
 def collect(
@@ -61,12 +62,22 @@ def runs(folder: Path) -> list[Path]:
     return found
 
 
-def broken(paths: Iterable[Path]) -> Iterator[Finding]:
+def broken(paths: Iterable[Path], hardware: Hardware) -> Iterator[Finding]:
     """Every rule that a record under the folders of ``paths`` breaks."""
     for path in paths:
         if path.is_dir():
             for folder in runs(path):
-                yield from check_run(folder)
+                yield from check_run(folder) or _other_card(folder, hardware)
+
+
+def _other_card(folder: Path, hardware: Hardware) -> Iterator[Finding]:
+    """Which card it ran on only the table of cards can tell, which no record has."""
+    if outcome_path(folder, read_spec(folder / "spec.json").hash) is None:
+        return
+    record = read_run(folder)
+    if (device := other_card(derive(record, hardware))) and record.log:
+        detail = f"devices: {device}; the spec says {record.spec.card}"
+        yield Finding(DECLARED_IS_EFFECTIVE, record.log.path, 1, detail)
 
 
 def _with_series(claim: Claim, row: claims.Row) -> Claim:

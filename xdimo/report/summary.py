@@ -145,6 +145,7 @@ def _trust(view: Survey, words: Words) -> Iterable[str]:
         ("comparison", trust.comparison_table(view, words)),
         ("ceilings", trust.ceilings_table(view, words)),
         ("under_load", trust.cards_table(view, words)),
+        ("drift", trust.drift_table(view, words)),
         ("shares", trust.shares_table(view, words)),
     ):
         if table.rows:

@@ -188,7 +188,12 @@ def _mark(cell: CellState) -> str:
     """A dagger where ``flag_lines`` has something of the cell or one of its runs."""
     flagged = any((run.metrics or {}).get("flags") for run in cell.runs)
     scattered = cell.samples_per_s is not None and cell.samples_per_s.scattered
-    return " †" if flagged or scattered else ""
+    return " †" if flagged or scattered or _left_out(cell) else ""
+
+
+def _left_out(cell: CellState) -> list[Run]:
+    """Of a cell with figures, the runs that have none because they are not to be believed."""
+    return [run for run in cell.runs if cell.metrics and run.state in ("refused", "unsteady")]
 
 
 def _relative(folder: Path, path: Path) -> str:
@@ -341,7 +346,7 @@ def _link(folder: Path, run: Run) -> str:
 
 
 def flag_lines(survey: Survey, words: Words) -> list[str]:
-    """What a reader must know of single runs, and of cells whose repeats differ."""
+    """What a reader must know of single runs, and of cells whose repeats differ or lack some."""
     flagged: dict[str, list[str]] = {}
     for run in survey.runs:
         for flag in (run.metrics or {}).get("flags", []):
@@ -353,6 +358,9 @@ def flag_lines(survey: Survey, words: Words) -> list[str]:
         if cell.samples_per_s and cell.samples_per_s.scattered:
             share = figures.percent(cell.samples_per_s.cv, words)
             lines.append(f"`{cell.cell.name}`: {words('scattered', cv=share)}")
+        lines += [
+            f"`{run.name}`: {state_text(run.state, run.note, words)}" for run in _left_out(cell)
+        ]
     return lines
 
 

@@ -92,6 +92,12 @@ WORDS: dict[str, tuple[str, str]] = {
         "**负载下的卡**（日志行 `telemetry`，计时窗口内）。功率为所有卡之和；"
         "其他：本次所用卡上的外来进程 / 主机上在工作的其他卡；链路：PCIe 代 / 宽度 / NVLink 数。",
     ),
+    "drift": (
+        "**Drift** (log lines `step` and `telemetry`): the first tenth of the timed window → its "
+        "last. A window of seconds says little of heat: `config/long.yaml` trains for minutes.",
+        "**漂移**（日志行 `step` 与 `telemetry`）：计时窗口最初十分之一 → 最后十分之一。"
+        "几秒的窗口说明不了热漂移：`config/long.yaml` 训练数分钟。",
+    ),
     "shares": (
         "**Parts of the step** (log line `ledger`), from steps profiled outside the timed window; "
         "an all-reduce counts where nothing hides it.",
@@ -120,7 +126,11 @@ WORDS: dict[str, tuple[str, str]] = {
     "memory_mhz": ("Memory MHz", "显存 MHz"),
     "power": ("Power, W", "功率，W"),
     "energy": ("J/sample", "J/样本"),
-    "temperature": ("Hottest card, °C, start to end", "最热的卡，°C，始至末"),
+    "window": ("Window, s", "窗口，秒"),
+    "step_ends": ("Step, ms", "单步，毫秒"),
+    "step_change": ("Change", "变化"),
+    "sm_mhz_ends": ("SM MHz", "SM MHz"),
+    "temperature": ("Hottest card, °C", "最热的卡，°C"),
     "throttle": ("Throttled, share of samples", "降频，占采样的比例"),
     "others": ("Others", "其他"),
     "host_load": ("Host load", "主机负载"),
