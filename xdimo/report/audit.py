@@ -196,7 +196,9 @@ def _text(told: Explanation, found: list[Claim]) -> str:
     lines += [f"  unexplained: {what}" for what in told.unexplained]
     if told.peak and claim.mfu:
         value = f"{claim.tflops.value:g}" if claim.tflops else "TFLOP/s"
-        over = f"{claim.gpus} GPUs x {told.peak.tflops:g}, the {told.peak.name} peak"
+        name = told.peak.name
+        what = f"the peak {name}" if name.startswith("of ") else f"the {name} peak"
+        over = f"{claim.gpus} GPUs x {told.peak.tflops:g}, {what}"
         lines.append(f"  its MFU    {100 * claim.mfu.value:.4g} % = {value} / ({over})")
     if len(told.chain) > 1:
         title = "From the claim to what it should be, one mistake mended a row:"
