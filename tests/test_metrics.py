@@ -265,8 +265,14 @@ def test_a_run_that_did_something_else_than_its_spec_is_refused(bench, key):
     assert refused["state"] == "refused" and f"effective.{key}: {did!r}" in refused["reason"]
 
 
-def test_a_run_and_its_record_are_held_to_the_same_settings(bench):
+@pytest.mark.parametrize("implementation", ["reference", "fused"])
+def test_a_run_and_its_record_are_held_to_the_same_settings(tmp_path, implementation):
+    one_gpu = {name: {"gpus": 1} for name in ("gpu_6000ada", "gpu_h200", "gpu_pro6000")}
+    bench = records.bench(
+        tmp_path / "results", train={"implementation": implementation}, targets=one_gpu
+    )
     spec = records.spec_of(bench, "gpu_h200-bs1-r1")
+    assert rules.DECLARED["captured"](spec) == (implementation == "fused")
     assert {key: of(spec) for key, of in rules.DECLARED.items()} == effective.declared(spec)
 
 

@@ -346,6 +346,8 @@ def _figures(folder: Path) -> dict[str, float]:
     gemm_tflops = statistics.fmean(gemm["before"] + gemm["after"])
     reduced = [e["all_reduce_gb_s"] for e in calibrations if spec["gpus"] > 1]
     model_tflops_per_sample = 4.57e-6  # as the summary's definitions have it
+    # From begin to end of four steps, one of which may be a stall and then is none of the ends.
+    ends = [(a["step_s"], b["step_s"]) for a in timed[:2] for b in timed[-2:]]
     steps_per_s = len(timed) / window["wall_s"]
     samples_per_s = steps_per_s * spec["gpus"] * spec["clips_per_gpu"]
     return {
@@ -364,6 +366,9 @@ def _figures(folder: Path) -> dict[str, float]:
         "first_ms": 1e3 * warmup[0],
         "warmup_ms": 1e3 * statistics.median(warmup[1:]),
         "timed_steps": len(timed),
+        "window_s": window["wall_s"],
+        **{f"{number}_ms": 1e3 * step["step_s"] for number, step in enumerate(timed)},
+        **{f"{place}_change": abs(100 * (b / a - 1)) for place, (a, b) in enumerate(ends)},
         "gemm_tflops": gemm_tflops,
         "gemm_change_percent": abs(
             100 * (statistics.fmean(gemm["after"]) / statistics.fmean(gemm["before"]) - 1)
