@@ -87,7 +87,7 @@ def row(run) -> list:
         run.name,
         run.state,
         metrics.get("samples_per_s"),
-        " - ".join(f"{end:.1f}" for end in interval) if interval else None,
+        " - ".join(f"{end:.1f}" for end in interval) if interval else "window too short",
         "; ".join(metrics.get("flags", [])) or run.note,
     ]
 
