@@ -334,6 +334,30 @@ def test_record_links_lead_to_the_logs(bench):
     assert (Path(bench.results) / link).read_text().startswith('{"event": "header"')
 
 
+def test_every_row_that_was_measured_is_one_hop_from_its_record(bench):
+    for target, clips in (("gpu_6000ada", 2), ("gpu_h200", 4), ("gpu_pro6000", 2)):
+        measure(bench, f"{target}-bs1", 0.1)
+        measure(bench, f"{target}-bs{clips}", 0.15)
+    refused = Path(bench.runs_folder) / "gpu_h200-bs4-r2"
+    (refused / "attempts/1/log.jsonl").write_text("")
+    for document in (summary(bench).en, summary(bench).zh):
+        lines = document.splitlines()
+        links = [link for line in lines for link in re.findall(r"\]\(([^)]+)\)", line)]
+        assert all((Path(bench.results) / link).exists() for link in links if "summary" not in link)
+        # Tables of figures; the first two name their records under them.
+        rows = [line for line in lines if re.match(r"\| \[?`gpu_\w+-bs\d(-r\d)?`", line)]
+        assert len(rows) == 3 + 6 * 5 + 18  # modes; classes, beside, drift, hours, cells; runs
+        assert all("](runs/2026-11/gpu_" in row for row in rows)
+        main, best = (line for line in lines if "`header.effective`" in line)
+        assert len(re.findall(r"\]\(runs/", main)) == 3
+        # The best variants, the baseline, and what is compared at one batch.
+        assert len(re.findall(r"\]\(runs/", best)) == 5
+        assert "× H200 SXM, `gpu_h200-bs4` † " in document  # one of its runs is left out
+        assert "- `gpu_h200-bs4-r2`: " in document
+    row = next(row for row in rows if "`gpu_h200-bs4-r2`" in row)
+    assert "[gpu_h200-bs4-r2/](runs/2026-11/gpu_h200-bs4-r2/)" in row
+
+
 def test_a_table_cell_cannot_be_broken_by_its_text():
     assert escaped("a|b\nc") == r"a\|b c"
 
@@ -352,7 +376,7 @@ def test_like_for_like_is_at_the_largest_shared_batch_where_the_own_is_not_share
     for cell, step_s in {"gpu_6000ada-bs2": 0.2, "gpu_h200-bs2": 0.1, "gpu_h200-bs8": 0.1}.items():
         measure(bench, cell, step_s)
     row = best_rows(summary(bench).en)[1]
-    assert row[0] == "4 × H200 SXM, `gpu_h200-bs8` (2 of 3 variants measured)"
+    assert row[0] == "4 × H200 SXM, `gpu_h200-bs8` † (2 of 3 variants measured)"
     assert re.fullmatch(r"(1\.9|2\.0)\d× at bs2", row[7])
     assert row[6] == "waits for gpu_6000ada-bs1"
 

@@ -23,10 +23,10 @@ if FETCHED:
         conda:
             "../envs/xdimo.yaml"
         params:
-            config=FROM_CONFIG,
+            # What is fetched; the rest of the config, by its name in the command, changes nothing.
             packages=[package.model_dump() for package in BENCH.dataset.fetch],
         shell:
-            "python -m xdimo fetch {params.config} > {log} 2>&1"
+            "python -m xdimo fetch {FROM_CONFIG} > {log} 2>&1"
 
 
 rule manifest:
