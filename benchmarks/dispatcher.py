@@ -23,7 +23,8 @@ from xdimo.cluster.admission import Limits
 from xdimo.cluster.dialects import JH
 from xdimo.cluster.ledger import Ledger
 from xdimo.cluster.site import Answer, Site
-from xdimo.cluster.spool import Rules, Spool, Work
+from xdimo.cluster.spool import Spool
+from xdimo.cluster.work import Rules, Work
 from xdimo.load import load
 
 POLL_S = 20

@@ -22,7 +22,8 @@ from snakemake_interface_executor_plugins.settings import CommonSettings
 
 from xdimo.cluster.campaign import open_spool, work_of
 from xdimo.cluster.site import Silent
-from xdimo.cluster.spool import Ended, Spool
+from xdimo.cluster.spool import Spool
+from xdimo.cluster.work import Ended
 from xdimo.config import Bench
 from xdimo.errors import UserError
 from xdimo.load import load, typed

@@ -213,6 +213,7 @@ def telemetry_lines(gpus: int, moments: list[dict[str, Any]]) -> list[dict[str, 
         "pcie_gen": 5,
         "pcie_width": 16,
         "nvlink_active": 18,
+        "memory_before_gib": 0.01,
     }
     return [
         {"event": "telemetry", "t_s": 0.5 * place, "gpu": gpu, **peace, **moment}

@@ -230,6 +230,40 @@ def test_a_text_log_that_cannot_be_read_is_named(tmp_path, text, says):
     assert says in str(error.value)
 
 
+def test_a_text_log_that_says_less_names_the_options_that_say_the_rest(tmp_path):
+    path = tmp_path / "old.log"
+    lines = [f"(step=000{n}00) Train Loss: 0.{n}, Train Steps/Sec: 3.50\n" for n in (1, 2, 3)]
+    path.write_text("".join(lines))
+    (bare,) = collect([path], HARDWARE)
+    assert "the log does not say; give --card, --gpus, --global-batch" in as_text([bare], HARDWARE)
+    (found,) = collect([path], HARDWARE, card="h200", gpus=2, global_batch=2)
+    told = explain(found, HARDWARE)
+    assert told.mfu == {"tensor": pytest.approx(3.5 * 2 * 0.9015 / (2 * 989), rel=1e-3)}
+    # Its three devices have three peaks: which one it was, a text log does not say.
+    (found,) = collect([path], HARDWARE, card="rtx_pro6000", gpus=2, global_batch=2)
+    assert list(explain(found, HARDWARE).mfu) == ["declared"]
+
+
+def test_the_text_shows_each_link_with_its_ratio_and_which_model_ran():
+    text = as_text(collect([HISTORY], HARDWARE), HARDWARE).split("\n\nH200")[0]
+    assert "its MFU    32 % = 235 / (8 GPUs x 91.1, the declared peak)" in text
+    assert "the config asked for S/2 2 experts top-1; what ran was S/2 4 experts top-2" in text
+    rows = [line.split() for line in text.splitlines() if line.split()[1:2] == ["x"]]
+    assert [row[2] for row in rows] == ["2", "0.08562", "0.3812", "1.63", "1.001"]
+
+
+def test_a_batch_mixed_into_a_speedup_is_found_in_a_table_of_claims(tmp_path):
+    header = ",".join([*claims.COLUMNS, *claims.EXTRA])
+    base = HISTORY.read_text().splitlines()[1] + ",,"
+    model = "S/2 4 experts top-2"
+    mine = f"H200,h200,2,16,4.0,,,bf16,cached,{model},{model},989,,,,2.3,6000ada"
+    table = tmp_path / "claims.csv"
+    table.write_text(f"{header}\n{base}\n{mine}\n")
+    text = as_text(collect([table], HARDWARE), HARDWARE).split("\n\nH200")[1]
+    assert "mistakes   batch mixed into speedup" in text
+    assert "2.3 times in samples/s is 1.14 times in steps/s at 8 against 1 clips a GPU" in text
+
+
 def test_a_row_that_counted_the_first_window_is_found_out_by_its_log(text_log, tmp_path):
     rate = textlog.metrics(text_log)["all_steps_per_s"]
     row = HISTORY.read_text().splitlines()[1].replace(",3.5,235,32,", f",{rate:.2f},,,")
@@ -286,6 +320,17 @@ def test_strict_names_every_broken_rule_with_file_and_line(run, capsys):
     assert "log.jsonl line 1: effective.top_k: 1; the spec says 2 [declared is effective]" in out
     assert "log.jsonl line 10: step.step: 8 after 9 " in out
     assert f"log.jsonl line {len(lines)}: 2 of footer; expected 1" in out
+
+
+def test_strict_names_a_card_that_is_not_the_specs(tmp_path, capsys):
+    bench = records.bench(tmp_path / "results")
+    folder = records.write_run(bench, "gpu_h200-bs4-r1", devices=["NVIDIA H100 80GB HBM3"] * 4)
+    (tmp_path / "results/runs/2026-11/gpu_h200-bs1-r1").mkdir()
+    spec = records.spec_of(bench, "gpu_h200-bs1-r1").to_json()
+    write_json(tmp_path / "results/runs/2026-11/gpu_h200-bs1-r1/spec.json", spec)  # not begun
+    assert audit("--strict", folder.parent) == 1
+    says = "log.jsonl line 1: devices: NVIDIA H100 80GB HBM3; the spec says h200"
+    assert f"{says} [declared is effective]" in capsys.readouterr().out
 
 
 def test_a_folder_without_runs_is_named(tmp_path):

@@ -3,7 +3,7 @@
 import os
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import ROOT
 from tests.records import bench as matrix
-from xdimo.cluster import ending, script
+from xdimo.cluster import ending, preflight, script
 from xdimo.cluster.admission import Limits, admit
 from xdimo.cluster.dialects import (
     DIALECTS,
@@ -30,9 +30,11 @@ from xdimo.cluster.ending import Ending
 from xdimo.cluster.hosts import free_cards, out_of_service, read_hosts
 from xdimo.cluster.ledger import Ledger
 from xdimo.cluster.site import Answer, Silent, Site, ask, keep, mask, replay
-from xdimo.cluster.spool import Rules, Spool, Work
+from xdimo.cluster.spool import Spool
+from xdimo.cluster.work import Rules, Work
 from xdimo.errors import UserError
 from xdimo.files import write_json
+from xdimo.train.step import EAGER_STEPS
 
 NASTY = 'it\'s "a" $(touch pwned) `touch pwned`; touch pwned &\nfolder'
 
@@ -55,6 +57,14 @@ def test_what_fits_goes_first_and_the_oldest_waits_in_the_queue() -> None:
     assert admit([a, b], [], {"a": (8,), "b": (8,)}, 1, ONE) == []
     assert admit([a, a, a, b], [], {"a": (8,), "b": (4,)}, 0, Limits(9, "queue")) == [a, a, b]
     assert admit([a], [], {"a": (2, 2)}, 0, Limits(1, "hold")) == []  # not across hosts
+
+
+def test_nothing_waits_in_the_queue_while_our_own_jobs_hold_others_back() -> None:
+    a, b = Want("a"), Want("b")
+    assert admit([a, b], [b], {"a": (1,), "b": (3,)}, 0, ONE) == []
+    assert admit([a, b], [b], {"a": (1,), "b": (4,)}, 0, ONE) == [b]
+    assert admit([a], [b], {"a": (1,), "b": (3,)}, 0, ONE) == [a]
+    assert admit([a, Want("b", alone=True)], [b], {"a": (1,), "b": (4,)}, 0, ONE) == []
 
 
 def test_the_baseline_is_alone_on_its_target() -> None:
@@ -98,15 +108,28 @@ def test_admission_keeps_every_limit(
     assert fitting == len(chosen) or (mode == "queue" and len(chosen) == 1 and pending == 0)
 
 
-REQUEST = Request("run.1.1a2b3c", "gpu_h200", ("h01", "h02"), 32, 4, 120, "output.log", "error.log")
+REQUEST = Request(
+    name="run.1.1a2b3c",
+    queue="gpu_h200",
+    hosts=("h01", "h02"),
+    cpus=32,
+    gpus=4,
+    walltime_min=120,
+    memory_gb=256,
+    output="output.log",
+    error="error.log",
+)
 
 
 def test_commands() -> None:
     shared = ["-J", "run.1.1a2b3c", "-q", "gpu_h200", "-n", "32", "-R", "span[hosts=1]"]
-    rest = ["-m", "h01 h02", "-o", "output.log", "-e", "error.log", "-W", "120"]
-    assert JH.submit_command(REQUEST) == ["jsub", *shared, "-gpgpu", "4", *rest]
+    files = ["-o", "output.log", "-e", "error.log", "-W", "120"]
+    hosts = ["-m", "h01 h02"]
+    jh = ["jsub", *shared, "-gpgpu", "4", *hosts, "-M", "256000", *files]
+    assert JH.submit_command(REQUEST) == jh
     gpus = ["-gpu", "num=4:mode=exclusive_process"]
-    assert LSF.submit_command(REQUEST) == ["bsub", *shared, *gpus, *rest]
+    assert LSF.submit_command(REQUEST) == ["bsub", *shared, *gpus, *hosts, "-M", "256000MB", *files]
+    assert "-M" not in LSF.submit_command(replace(REQUEST, memory_gb=None))
     assert JH.kill_command(["7", "8"]) == ["jctrl", "kill", "7", "8"]
     assert LSF.status_command() == ["bjobs", "-a", "-o", "jobid stat queue exec_host delimiter=';'"]
     assert JH.history_command("7") == ["jhist", "-l", "7"]
@@ -493,3 +516,7 @@ def test_the_profile_submits_all_and_only_what_needs_a_gpu() -> None:
     rules = "\n".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
     local = rules.count("localrule: True")
     assert local == 6  # fetch, manifest, spec, metrics, plot, report
+
+
+def test_the_step_of_a_preflight_is_captured_before_it_is_timed() -> None:
+    assert preflight.STEPS["warmup"] > EAGER_STEPS

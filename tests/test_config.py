@@ -44,6 +44,14 @@ def test_legacy_rows_are_cells_as_they_were_run() -> None:
     assert bench.train.implementation == "reference"
 
 
+def test_the_dense_model_goes_over_the_lent_cards() -> None:
+    lent = load(ROOT / "config/lent.yaml", HERE)
+    assert {target.gpus for target in lent.targets.values()} == {1, 2, 4}
+    dense = load([ROOT / "config/lent.yaml", ROOT / "config/dense.yaml"], HERE)
+    assert (dense.model.experts, dense.model.top_k, dense.cells) == (1, 1, lent.cells)
+    assert dense.results != lent.results
+
+
 def test_repeats_are_interleaved(small_bench: Bench) -> None:
     assert small_bench.runs(small_bench.cells) == [
         *(f"{cell}-r1" for cell in small_bench.cells),

@@ -11,6 +11,7 @@ from xdimo.errors import UserError
 from xdimo.spec import RunSpec
 from xdimo.train import effective
 from xdimo.train.ledger import PREFIX
+from xdimo.train.step import EAGER_STEPS, CapturedStep
 
 
 def product(name: str, dims: list[list[int]], kind: str, at: float) -> dict[str, Any]:
@@ -78,6 +79,22 @@ def test_batches_tell_what_they_are() -> None:
     online = after([], batch={"epoch": 0, "frames": torch.zeros(3, 1)})
     assert (online["clips_per_gpu"], online["data_mode"]) == (3, "online")
     assert after([])["dataset"] == "sha256:1"
+
+
+@pytest.mark.parametrize(
+    ("taken", "replays", "captured"),
+    [(60, 47, True), (60, 0, False), (EAGER_STEPS, 0, None)],  # the last: too few to tell
+)
+def test_a_capture_is_seen_by_its_replays(taken: int, replays: int, captured: Any) -> None:
+    step = CapturedStep.__new__(CapturedStep)  # without a GPU no stream can be made
+    step.taken, step.replays = taken, replays
+    assert after([], take_step=step)["captured"] is captured
+    assert after([])["captured"] is False
+
+
+def test_compilation_is_seen_by_its_graphs() -> None:
+    assert after([], compiled_graphs=2)["compiled"] is True
+    assert after([])["compiled"] is False
 
 
 @pytest.fixture

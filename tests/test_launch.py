@@ -172,7 +172,7 @@ def test_thread_counts_are_the_specs_alone(
         ({}, {"OMP_NUM_THREADS": "1"}),
         ({"OMP_NUM_THREADS": "3"}, {"OMP_NUM_THREADS": "3"}),
     ):
-        child = launching._environment(spec.model_copy(update={"environment": environment}))
+        child = launching.environment(spec.model_copy(update={"environment": environment}))
         assert {key: child[key] for key in child if key.endswith("_NUM_THREADS")} == counts
         assert child["UNTOUCHED"] == "yes"
 

@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 
 from xdimo.errors import UserError
 from xdimo.files import read_json, write_json
+from xdimo.measure import rules
 from xdimo.measure.metrics import derive, write
 from xdimo.measure.records import attempts, read_run
 from xdimo.measure.repeats import spread
+from xdimo.report.summary import render
+from xdimo.train import effective
 
 HARDWARE = records.hardware()
 
@@ -247,14 +250,30 @@ def test_a_record_that_cannot_be_trusted_is_refused(bench, spoil, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("key", "did"),
-    [("precision", "fp32"), ("top_k", 1), ("world_size", 2), ("parameters", 32_585_120)],
-)
-def test_a_run_that_did_something_else_than_its_spec_is_refused(bench, key, did):
-    folder = records.write_run(bench, "gpu_h200-bs1-r1", effective={key: did})
-    with pytest.raises(UserError, match=rf"log.jsonl line 1: effective.{key}: {did!r}; the spec"):
+@pytest.mark.parametrize("key", rules.DECLARED)
+def test_a_run_that_did_something_else_than_its_spec_is_refused(bench, key):
+    asked = rules.DECLARED[key](records.spec_of(bench, "gpu_h200-bs1-r1"))
+    did = {str: "fp32" if key == "precision" else "online" if key == "data_mode" else "x"}
+    did = {**did, int: 1234, bool: not asked}[type(asked)]
+    seen = {"event": "effective", key: did}
+    folder = records.write_run(bench, "gpu_h200-bs1-r1", events=[seen])
+    with pytest.raises(UserError, match=rf"log.jsonl line 29: effective.{key}: {did!r}; the spec"):
         read_run(folder)
+    refused = next(
+        run for run in render(bench, HARDWARE, "c").data["runs"] if run["run"] == folder.name
+    )
+    assert refused["state"] == "refused" and f"effective.{key}: {did!r}" in refused["reason"]
+
+
+@pytest.mark.parametrize("implementation", ["reference", "fused"])
+def test_a_run_and_its_record_are_held_to_the_same_settings(tmp_path, implementation):
+    one_gpu = {name: {"gpus": 1} for name in ("gpu_6000ada", "gpu_h200", "gpu_pro6000")}
+    bench = records.bench(
+        tmp_path / "results", train={"implementation": implementation}, targets=one_gpu
+    )
+    spec = records.spec_of(bench, "gpu_h200-bs1-r1")
+    assert rules.DECLARED["captured"](spec) == (implementation == "fused")
+    assert {key: of(spec) for key, of in rules.DECLARED.items()} == effective.declared(spec)
 
 
 def test_the_newest_answer_counts_where_a_rerun_has_removed_run_json(bench):

@@ -324,7 +324,7 @@ def test_the_four_files_hold_the_same_figures(bench, tmp_path):
     metrics = data["cells"][0]["metrics"]
     assert metrics["run"] == data["cells"][0]["median_run"] == "gpu_6000ada-bs1-r3"
     lines = (tmp_path / "out/summary.csv").read_text().splitlines()
-    assert len(lines) == 1 + 6 + 3  # matrix and twins
+    assert len(lines) == 1 + 6 + 6  # matrix and twins
     assert str(metrics["samples_per_s"]) in lines[1]
 
 
@@ -332,6 +332,30 @@ def test_record_links_lead_to_the_logs(bench):
     records.write_run(bench, "gpu_h200-bs1-r1")
     link = re.search(r"\[log.jsonl\]\((.*?)\)", summary(bench).en)[1]
     assert (Path(bench.results) / link).read_text().startswith('{"event": "header"')
+
+
+def test_every_row_that_was_measured_is_one_hop_from_its_record(bench):
+    for target, clips in (("gpu_6000ada", 2), ("gpu_h200", 4), ("gpu_pro6000", 2)):
+        measure(bench, f"{target}-bs1", 0.1)
+        measure(bench, f"{target}-bs{clips}", 0.15)
+    refused = Path(bench.runs_folder) / "gpu_h200-bs4-r2"
+    (refused / "attempts/1/log.jsonl").write_text("")
+    for document in (summary(bench).en, summary(bench).zh):
+        lines = document.splitlines()
+        links = [link for line in lines for link in re.findall(r"\]\(([^)]+)\)", line)]
+        assert all((Path(bench.results) / link).exists() for link in links if "summary" not in link)
+        # Tables of figures; the first two name their records under them.
+        rows = [line for line in lines if re.match(r"\| \[?`gpu_\w+-bs\d(-r\d)?`", line)]
+        assert len(rows) == 3 + 6 * 5 + 18  # modes; classes, beside, drift, hours, cells; runs
+        assert all("](runs/2026-11/gpu_" in row for row in rows)
+        main, best = (line for line in lines if "`header.effective`" in line)
+        assert len(re.findall(r"\]\(runs/", main)) == 3
+        # The best variants, the baseline, and what is compared at one batch.
+        assert len(re.findall(r"\]\(runs/", best)) == 5
+        assert "× H200 SXM, `gpu_h200-bs4` † " in document  # one of its runs is left out
+        assert "- `gpu_h200-bs4-r2`: " in document
+    row = next(row for row in rows if "`gpu_h200-bs4-r2`" in row)
+    assert "[gpu_h200-bs4-r2/](runs/2026-11/gpu_h200-bs4-r2/)" in row
 
 
 def test_a_table_cell_cannot_be_broken_by_its_text():
@@ -352,6 +376,42 @@ def test_like_for_like_is_at_the_largest_shared_batch_where_the_own_is_not_share
     for cell, step_s in {"gpu_6000ada-bs2": 0.2, "gpu_h200-bs2": 0.1, "gpu_h200-bs8": 0.1}.items():
         measure(bench, cell, step_s)
     row = best_rows(summary(bench).en)[1]
-    assert row[0] == "4 × H200 SXM, `gpu_h200-bs8` (2 of 3 variants measured)"
+    assert row[0] == "4 × H200 SXM, `gpu_h200-bs8` † (2 of 3 variants measured)"
     assert re.fullmatch(r"(1\.9|2\.0)\d× at bs2", row[7])
     assert row[6] == "waits for gpu_6000ada-bs1"
+
+
+def test_any_cell_measured_in_the_other_data_mode_stands_among_the_modes(bench):
+    records.write_run(bench, "gpu_h200-bs4-r1")
+    records.write_run(bench, "gpu_h200-bs4-online-r1", step_s=0.4)
+    rows = rows_under(summary(bench).en, "Both data modes of the baseline")
+    assert [re.search(r"`(.*?)`", row[0])[1] for row in rows] == [
+        "gpu_6000ada-bs1",
+        "gpu_6000ada-bs1-online",
+        "gpu_h200-bs1",
+        "gpu_h200-bs1-online",
+        "gpu_h200-bs4",
+        "gpu_h200-bs4-online",
+        "gpu_pro6000-bs1",
+        "gpu_pro6000-bs1-online",
+    ]
+
+
+def test_cards_of_one_type_show_what_further_ones_bring(tmp_path):
+    targets = {"gpu_pro6000": {"card": "h200", "gpus": 2}}
+    bench = records.bench(tmp_path / "results", targets=targets)
+    measure(bench, "gpu_pro6000-bs1", 0.1)
+    measure(bench, "gpu_6000ada-bs1", 0.1)
+    assert "Scaling over GPUs" not in summary(bench).en
+    measure(bench, "gpu_h200-bs1", 0.125)
+    measure(bench, "gpu_h200-bs4", 0.125)
+    document = summary(bench)
+    few, many = rows_under(document.en, "Scaling over GPUs of one card")
+    assert (few[1], few[3], few[4]) == ("2", "1.00×", "100.0 %")
+    ratio = (
+        recomputed(bench, "gpu_h200-bs1")["samples"]
+        / recomputed(bench, "gpu_pro6000-bs1")["samples"]
+    )
+    assert (many[1], many[3], many[4]) == ("4", f"{ratio:.2f}×", f"{50 * ratio:.1f} %")
+    assert 0.78 < ratio / 2 < 0.82
+    assert "## 同种卡的多卡扩展" in document.zh

@@ -44,6 +44,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "nvmlDeviceGetUtilizationRates": lambda card: SimpleNamespace(gpu=37),
         "nvmlDeviceGetCurrPcieLinkGeneration": lambda card: 5,
         "nvmlDeviceGetCurrPcieLinkWidth": lambda card: 16,
+        "nvmlDeviceGetMemoryInfo": lambda card, version: SimpleNamespace(used=3 * 2**29),
         "nvmlDeviceGetNvLinkState": lambda card, link: 1 if link < 18 else unsupported(),
     }
     for name in answers:
@@ -75,7 +76,18 @@ def test_a_sample_has_every_figure_in_its_unit(nvml: dict[str, Any], tmp_path: P
         "pcie_gen": 5,
         "pcie_width": 16,
         "nvlink_active": 18,
+        "memory_before_gib": 1.5,
     }
+
+
+def test_memory_in_use_is_that_before_the_run_all_along(
+    nvml: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = (SimpleNamespace(used=gib * 2**30) for gib in (1, 5, 9))  # the run's own come later
+    nvml["nvmlDeviceGetMemoryInfo"] = lambda card, version: next(used)
+    monkeypatch.setattr(telemetry, "PERIOD_S", 0.01)
+    samples = sampled(tmp_path / "t", 3)
+    assert {sample["memory_before_gib"] for sample in samples} == {1}
 
 
 def test_samples_go_on_until_the_run_ends(

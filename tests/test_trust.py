@@ -8,6 +8,8 @@ import pytest
 import records
 
 from xdimo.files import content_hash
+from xdimo.measure import compare
+from xdimo.measure.compare import differing
 from xdimo.measure.metrics import derive
 from xdimo.measure.records import read_run
 from xdimo.measure.repeats import ratio_ci95, spread
@@ -65,6 +67,47 @@ def test_runs_on_other_videos_have_no_speedup_and_the_cell_names_the_axis(bench)
     assert (cell["speedup"], cell["not_comparable"]) == (None, ["dataset"])
 
 
+@pytest.mark.parametrize(
+    ("axis", "change"),
+    [
+        ("model", {"model": {"top_k": 1}}),
+        ("clip", {"clips": {"frames": 8}}),
+        ("precision", {"train": {"precision": "tf32"}}),
+        ("data mode", {"latents": {"mode": "online"}}),
+        ("dataset", {}),
+    ],
+)
+def test_each_axis_in_which_two_runs_must_agree_is_named(tmp_path, axis, change):
+    here, there = records.bench(tmp_path / "a"), records.bench(tmp_path / "b", **change)
+    dataset = content_hash("other videos") if axis == "dataset" else records.DATASET
+    one = read_run(records.write_run(here, "gpu_h200-bs1-r1"))
+    other = read_run(records.write_run(there, "gpu_h200-bs4-r1", dataset=dataset))
+    assert differing(one, other) == [axis]
+    # Batch and repeat are what is compared; implementation and steps are shown beside.
+    alike = {"train": {"timed_steps": 30}}
+    elsewhere = records.bench(tmp_path / "c", **alike)
+    assert differing(one, read_run(records.write_run(elsewhere, "gpu_6000ada-bs2-r2"))) == []
+
+
+def test_records_of_another_flop_formula_cannot_be_compared(bench, monkeypatch):
+    one = read_run(records.write_run(bench, "gpu_h200-bs1-r1"))
+    formulas = iter(["model FLOPs 1", "model FLOPs 2"])
+    monkeypatch.setitem(compare.AXES, "FLOP formula", lambda spec: next(formulas))
+    assert differing(one, one) == ["FLOP formula"]
+
+
+def test_from_begin_to_end_a_run_that_slows_shows_its_heat(bench):
+    slowing = [1 + 0.002 * max(0, step - 2) for step in range(62)]
+    moments = [{"temperature_c": 60 + 2 * i, "sm_mhz": 1980 - 15 * i} for i in range(10)]
+    events = records.telemetry_lines(4, moments)
+    metrics = measured(bench, "gpu_h200-bs1-r1", factors=slowing, events=events)
+    assert metrics["unsteady"] and metrics["samples_per_s"] is None
+    assert metrics["step_s_end"] / metrics["step_s_start"] == pytest.approx(1.107, abs=0.02)
+    table = render(bench, HARDWARE, "c").en.split("**Drift**")[1].split("**Parts")[0]
+    row = next(line for line in table.splitlines() if "gpu_h200-bs1-r1" in line)
+    assert "60 → 78" in row and "1,980 → 1,845" in row and re.search(r"\+(9|1[012])\.\d %", row)
+
+
 def test_a_run_on_another_known_card_is_refused_with_both_names(bench):
     records.write_run(bench, "gpu_h200-bs1-r1", devices=["NVIDIA H100 80GB HBM3"] * 4)
     row = render(bench, HARDWARE, "c").en.split("baseline variant\n")[1].splitlines()[4]
@@ -80,7 +123,9 @@ THROTTLED = [{"throttle": ["sw_power_cap"], "sm_mhz": 1500}, {}, {}, {}]
     [
         (THROTTLED, "throttled: sw_power_cap 25 %"),
         ([{"other_processes": 1}, {}], "other processes: 1"),
+        ([{"other_processes": None, "memory_before_gib": 1.5}], "card in use: 1.50 GiB"),
         ([{"host_gpus_busy": 3}, {}], "shared host: 3"),
+        ([{"host_load": 30.0}, {"host_load": 40.0}], "host load: 35.0 / 24"),
         ([{"ecc_errors": 2}], "ECC errors: 2"),
     ],
 )
@@ -89,7 +134,13 @@ def test_what_may_have_slowed_a_run_flags_its_row(bench, moments, flag):
     metrics = measured(bench, "gpu_h200-bs1-r1", events=events)
     assert metrics["flags"] == [flag]
     document = render(bench, HARDWARE, "c")
-    assert flag.partition(": ")[2] in document.en.split("**Notes**")[1].split("## ")[0]
+    detail = flag.partition(": ")[2]
+    for text, notes in ((document.en, "**Notes (of"), (document.zh, "**备注（")):
+        main, _, rest = text.partition(notes)
+        assert "`gpu_h200-bs1` † " in main and "`gpu_6000ada-bs1` †" not in main
+        note = next(line for line in rest.splitlines() if line.startswith("- `gpu_h200-bs1-r1`"))
+        row = next(line for line in rest.splitlines() if line.startswith("| `gpu_h200-bs1-r1`"))
+        assert detail in note and detail in row
 
 
 def test_cards_at_peace_raise_no_flag_and_give_energy(bench):
@@ -127,9 +178,7 @@ def test_the_reference_implementation_has_its_own_speedup_beside(tmp_path):
     train = {"implementation": "fused", "timed_steps": 60}
     bench = records.bench(tmp_path / "results", train=train, targets=one_gpu)
     assert [name for name in bench.twins if name.endswith("-reference")] == [
-        "gpu_6000ada-bs1-reference",
-        "gpu_h200-bs1-reference",
-        "gpu_pro6000-bs1-reference",
+        f"{cell}-reference" for cell in bench.cells
     ]
     times = {"gpu_6000ada-bs1": 0.03, "gpu_h200-bs1": 0.01}
     times |= {"gpu_6000ada-bs1-reference": 0.08, "gpu_h200-bs1-reference": 0.04}

@@ -142,6 +142,12 @@ def test_a_manifest_made_again_trains_nothing(copy: Path) -> None:
     assert not {"train_cpu_1", "train_cpu_2", "spec"} & set(rules)
 
 
+def test_a_campaign_trains_at_once_also_where_its_data_is_made_again(copy: Path) -> None:
+    rules = planned(copy, "-R", "manifest", "--config", "campaign=next", "--", "cpu_1-bs1")
+    assert (rules["manifest"], rules["latents"]) == (1, 1)
+    assert (rules["spec"], rules["train_cpu_1"], rules["metrics"]) == (1, 1, 1)
+
+
 def test_another_video_is_measured_by_the_next_command(copy: Path) -> None:
     write_video(copy / "videos/new.mp4", 25, width=32, height=32)
     assert snakemake(copy, "results/data/latents/index.json").returncode == 0
@@ -382,6 +388,8 @@ def _figures(folder: Path) -> dict[str, float]:
     gemm_tflops = statistics.fmean(gemm["before"] + gemm["after"])
     reduced = [e["all_reduce_gb_s"] for e in calibrations if spec["gpus"] > 1]
     model_tflops_per_sample = 4.57e-6  # as the summary's definitions have it
+    # From begin to end of four steps, one of which may be a stall and then is none of the ends.
+    ends = [(a["step_s"], b["step_s"]) for a in timed[:2] for b in timed[-2:]]
     steps_per_s = len(timed) / window["wall_s"]
     samples_per_s = steps_per_s * spec["gpus"] * spec["clips_per_gpu"]
     return {
@@ -400,6 +408,9 @@ def _figures(folder: Path) -> dict[str, float]:
         "first_ms": 1e3 * warmup[0],
         "warmup_ms": 1e3 * statistics.median(warmup[1:]),
         "timed_steps": len(timed),
+        "window_s": window["wall_s"],
+        **{f"{number}_ms": 1e3 * step["step_s"] for number, step in enumerate(timed)},
+        **{f"{place}_change": abs(100 * (b / a - 1)) for place, (a, b) in enumerate(ends)},
         "gemm_tflops": gemm_tflops,
         "gemm_change_percent": abs(
             100 * (statistics.fmean(gemm["after"]) / statistics.fmean(gemm["before"]) - 1)

@@ -498,7 +498,7 @@ def _audit(arguments: Namespace) -> int:
         known = ", ".join(hardware.cards)
         raise UserError(f"--card: {arguments.card!r} is no card; allowed: {known}")
     paths = arguments.paths or [Path("config/history.csv")]
-    findings = list(broken(paths)) if arguments.strict else []
+    findings = list(broken(paths, hardware)) if arguments.strict else []
     for finding in findings:
         print(f"{finding} [{finding.rule}]")
     found = collect(

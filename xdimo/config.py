@@ -164,6 +164,9 @@ class Target(Strict):
     reason: str | None = Field(None, description="why it is out of service")
     setup: list[str] = Field([], description="shell lines before a run (conda activate ...)")
     walltime_min: Positive = Field(120, description="minutes a run may take")
+    memory_gb: Positive | None = Field(
+        None, description="host memory a run may take, 10^9 bytes; null = as the queue has it"
+    )
     environment: dict[str, str] = Field(
         {}, description="environment variables of a run; OMP_NUM_THREADS is 1 unless set here"
     )
@@ -273,15 +276,15 @@ class Bench(Strict):
 
     @cached_property
     def twins(self) -> dict[str, Cell]:
-        """Each target's baseline in the other data mode and, where the matrix has another, in the
-        reference implementation: measured only when asked for.
+        """Each cell in the other data mode and, where the matrix has another, in the reference
+        implementation: measured only when asked for.
         """
         mine: Mode = self.latents.mode
         other: Mode = "online" if mine == "cached" else "cached"
-        baselines = [(name, target.baseline_variant) for name, target in self.targets.items()]
-        twins = [self._cell(name, variant, other) for name, variant in baselines]
+        cells = [(cell.target, cell.clips_per_gpu) for cell in self.cells.values()]
+        twins = [self._cell(*cell, other) for cell in cells]
         if self.train.implementation != "reference":
-            twins += [self._cell(*baseline, mine, "reference") for baseline in baselines]
+            twins += [self._cell(*cell, mine, "reference") for cell in cells]
         return {cell.name: cell for cell in twins}
 
     def _cell(
@@ -294,11 +297,14 @@ class Bench(Strict):
             name += f"-{implementation}"
         return Cell(target, clips_per_gpu, mode, implementation or self.train.implementation, name)
 
-    def reference_twin(self, cell: str) -> str | None:
-        """The cell in the reference implementation: itself, or its twin; None where it has none."""
-        if self.cells[cell].implementation == "reference":
-            return cell
-        return f"{cell}-reference" if f"{cell}-reference" in self.twins else None
+    def mode_twin(self, cell: str) -> str:
+        """The cell in the other data mode."""
+        return f"{cell}-{'online' if self.latents.mode == 'cached' else 'cached'}"
+
+    def reference_twin(self, cell: str) -> str:
+        """The cell in the reference implementation: itself, or its twin."""
+        itself = self.cells[cell].implementation == "reference"
+        return cell if itself else f"{cell}-reference"
 
     def baseline_cell(self, target: str) -> Cell:
         return self._cell(target, self.targets[target].baseline_variant, self.latents.mode)

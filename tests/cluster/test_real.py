@@ -1,5 +1,6 @@
 """The workflow itself through the queue: preflight, latents, real training, tables."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import yaml
 
 from tests.cluster.place import HOSTS, place
-from tests.cluster.slurm import Slurm
+from tests.cluster.slurm import Slurm, shims
 from tests.conftest import ROOT, SMALL
 from tests.videos import write_video
 from xdimo.load import load
@@ -50,13 +51,21 @@ def test_the_slurm_profile(slurm: Slurm, tmp_path: Path) -> None:
     """Through Slurm's own plugin: four cards a run, in the partition of its target."""
     pytest.importorskip("snakemake_executor_plugin_slurm")
     here = place(slurm, "jh", tmp_path / "work")
+    # The plugin keeps SLURM_CONF from srun, which finds a site's own without it.
+    srun = shims(here.knobs, "jh") / "srun"
+    set_up = f"export SLURM_CONF={slurm.folder}/slurm.conf"
+    srun.write_text(f'#!/bin/sh\n{set_up}\nexec {shutil.which("srun")} "$@"\n')
+    srun.chmod(0o755)
     command = [sys.executable, "-m", "snakemake", "--snakefile"]
     command += [str(ROOT / "tests/cluster/Snakefile"), "--configfile", "bench.yaml"]
     command += ["--profile", str(ROOT / "profiles/slurm"), "--latency-wait", "5"]
     command += ["--slurm-init-seconds-before-status-checks", "1", "gpu_h200"]
     assert here.finish(here.start(command), 200) == 0, here.said()
     jobs = [job for job in slurm.jobs() if int(job["id"]) > here.before]
-    assert {(job["partition"], job["gres"][-1]) for job in jobs} == {("gpu_h200", "4")}
+    for job in jobs:
+        asked = slurm.run("scontrol", "show", "job", job["id"])
+        assert "Partition=gpu_h200 " in asked and "TresPerJob=gres:gpu:4" in asked, asked
+    assert len(jobs) == 2
     for run in ("gpu_h200-bs1-r1", "gpu_h200-bs4-r1"):
         [attempt] = here.attempts(run)
         assert attempt["job"] in {job["id"] for job in jobs}

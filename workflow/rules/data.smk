@@ -23,10 +23,10 @@ if FETCHED:
         conda:
             "../envs/xdimo.yaml"
         params:
-            config=FROM_CONFIG,
+            # What is fetched; the rest of the config, by its name in the command, changes nothing.
             packages=[package.model_dump() for package in BENCH.dataset.fetch],
         shell:
-            "python -m xdimo fetch {params.config} > {log} 2>&1"
+            "python -m xdimo fetch {FROM_CONFIG} > {log} 2>&1"
 
 
 rule manifest:
@@ -84,6 +84,7 @@ rule latents:
         target=BENCH.latents.target,
         slurm_partition=PREPARER.queue or "",
         runtime=PREPARER.walltime_min,
+        mem_mb=1000 * (PREPARER.memory_gb or 0),
         setup="".join(f"{line}\n" for line in PREPARER.setup),
     params:
         videos=BENCH.dataset.videos,

@@ -26,8 +26,14 @@ def choice_of(wildcards):
 
 
 def data_of(wildcards):
-    """The latents' index, or the manifest in online mode. The spec carries their content."""
-    return ancient(LATENTS if CELLS[wildcards.cell].mode == "cached" else MANIFEST)
+    """The latents' index, or the manifest in online mode. The spec carries their content.
+
+    Of a run that is yet to come they are plain inputs: Snakemake does not look for what is missing
+    behind an ancient one that is being made again, and would train with the next command only.
+    """
+    data = LATENTS if CELLS[wildcards.cell].mode == "cached" else MANIFEST
+    there = os.path.exists(f"{RUNS}/{wildcards.cell}-r{wildcards.repeat}/run.json")
+    return ancient(data) if there else data
 
 
 def sources(wildcards):

@@ -60,6 +60,7 @@ for name, target in BENCH.targets.items():
                 target=name,
                 slurm_partition=target.queue or "",
                 runtime=target.walltime_min,
+                mem_mb=1000 * (target.memory_gb or 0),
                 setup="".join(f"{line}\n" for line in target.setup),
             params:
                 target=name,
@@ -101,6 +102,7 @@ for name, target in BENCH.targets.items():
             target=name,
             slurm_partition=target.queue or "",
             runtime=target.walltime_min,
+            mem_mb=1000 * (target.memory_gb or 0),
             setup="".join(f"{line}\n" for line in target.setup),
             walltime_min=target.walltime_min,
         params:

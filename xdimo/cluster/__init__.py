@@ -5,6 +5,8 @@ site        the site's commands, each with a time limit
 script      the stub that is submitted and the job script that it starts
 ledger      which job stands for which work, on disk; one holder at a time
 hosts       free cards of each target
+service     targets whose hosts are down, or whose preflight failed
+work        what the queue is asked to do, and by what rules
 admission   what to submit now (pure)
 ending      what became of a job, from its files and the scheduler's reason
 spool       the dispatcher: all of the above, one poll at a time

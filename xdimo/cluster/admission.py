@@ -41,9 +41,13 @@ def admit(
     allowed = _allowed(ready, live)
     left = {target: list(cards) for target, cards in free.items()}
     chosen = [work for work in allowed if _take(left[work.target], work.cards)][:slots]
-    if not chosen and allowed and pending == 0 and limits.mode == "queue":
-        return [allowed[0]]  # else a busy site would starve us
-    return chosen
+    if chosen or not allowed or pending > 0 or limits.mode == "hold":
+        return chosen
+    # A job of ours that ends may let others in, which the pending slot, once taken, would hold up.
+    busy = {job.target for job in live}
+    if any(work.target in busy for work in ready):
+        return []
+    return [allowed[0]]  # else a busy site would starve us
 
 
 def _allowed(ready: Sequence[Work], live: Sequence[Wanted]) -> list[Work]:

@@ -12,8 +12,9 @@ from xdimo.cluster.dialects import choose
 from xdimo.cluster.finding import Finding
 from xdimo.cluster.ledger import Ledger
 from xdimo.cluster.site import Silent, Site
-from xdimo.cluster.spool import CANCEL, PREFLIGHT, Rules, Spool, Work, matches, require_known
+from xdimo.cluster.spool import CANCEL, Spool
 from xdimo.cluster.spool import cancel as end
+from xdimo.cluster.work import PREFLIGHT, Rules, Work, matches, require_known
 from xdimo.config import Bench
 from xdimo.errors import UserError
 from xdimo.files import content_hash, file_hash, read_json, write_json

@@ -43,6 +43,7 @@ class Request:
     cpus: int
     gpus: int  # on one host
     walltime_min: int
+    memory_gb: int | None  # None = as the queue has it
     output: str
     error: str
 
@@ -66,6 +67,7 @@ class Dialect:
     name: str
     submit: str
     gpus: tuple[str, str]  # the option, and its value where {n} is their number
+    memory: str  # a limit of {mb} times 10^6 bytes
     status: str
     kill: tuple[str, ...]
     history: str
@@ -81,6 +83,8 @@ class Dialect:
             command += [option, value.format(n=request.gpus)]
         if request.hosts:
             command += ["-m", " ".join(request.hosts)]
+        if request.memory_gb is not None:
+            command += ["-M", self.memory.format(mb=1000 * request.memory_gb)]
         command += ["-o", request.output, "-e", request.error]
         return [*command, "-W", str(request.walltime_min)]
 
@@ -103,6 +107,7 @@ LSF = Dialect(
     name="lsf",
     submit="bsub",
     gpus=("-gpu", "num={n}:mode=exclusive_process"),
+    memory="{mb}MB",  # without a unit a site's own, LSF_UNIT_FOR_LIMITS, would hold
     status="bjobs",
     kill=("bkill",),
     history="bhist",
@@ -114,6 +119,7 @@ JH = Dialect(
     name="jh",
     submit="jsub",
     gpus=("-gpgpu", "{n}"),
+    memory="{mb}",
     status="jjobs",
     kill=("jctrl", "kill"),
     history="jhist",

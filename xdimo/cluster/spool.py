@@ -7,64 +7,23 @@ the jobs: nothing is concluded or submitted until one answers.
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from xdimo.cluster import ending as endings
 from xdimo.cluster import script
-from xdimo.cluster.admission import Limits, admit
+from xdimo.cluster.admission import admit
 from xdimo.cluster.dialects import Job, Request, accepted, is_limit
 from xdimo.cluster.ending import Ending
-from xdimo.cluster.hosts import Free, Host, free_cards, out_of_service
+from xdimo.cluster.hosts import Free, Host, free_cards
 from xdimo.cluster.ledger import CANCELLED, Entry, Ledger
+from xdimo.cluster.service import Service
 from xdimo.cluster.site import Silent, Site
-from xdimo.config import Target
-from xdimo.errors import UserError
+from xdimo.cluster.work import PREFLIGHT, Ended, Rules, Work, matches
 from xdimo.files import read_json, write_json
 
 LONGEST_BACK_OFF_S = 300
 CANCEL, WAITING = "cancel.json", "waiting.json"
-PREFLIGHT = "preflight-"  # and the target: the work that looks before a target's first run
-
-
-@dataclass(frozen=True)
-class Work:
-    """Something to be run in the queue once."""
-
-    name: str  # of a run, or of a rule
-    content: str  # hash of what it does
-    target: str
-    cards: int
-    cpus: int
-    command: str  # shell text
-    workdir: Path
-    answer: Path  # the file that holds its end
-    is_run: bool = True  # a training: `launch` writes how it ends, and content is its spec's hash
-    alone: bool = False
-    walltime_min: int = 120
-    interrupted: bool = True  # False: the answer that lies there is not one to be taken up
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What the config says of the queue. Seconds."""
-
-    targets: Mapping[str, Target]
-    limits: Limits
-    cpus_per_gpu: int
-    poll_s: float  # from one poll to the next
-    latency_s: float  # until what a job wrote is seen here
-    grace_s: float  # until a job that vanished without a trace is lost
-    closed_s: float  # until a target whose hosts are all out is out of service
-    preflight: Callable[[str], Work] | None = None  # by target; None: none is made
-
-
-@dataclass(frozen=True)
-class Ended:
-    work: Work
-    ending: Ending
-    retry: bool
 
 
 @dataclass
@@ -106,10 +65,11 @@ class Spool:
     _said: set[str] = field(default_factory=set)
     _silences: int = 0
     _ask_again: float = 0
-    _closed_since: dict[str, float] = field(default_factory=dict)
-    _out: dict[str, str] = field(default_factory=dict)  # targets out of service, why
     _why: dict[str, str] = field(default_factory=dict)
     _told: dict[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        self._service = Service(self.rules.targets, self.rules.closed_s)
 
     def open(self) -> None:
         """Takes the ledger. Raises UserError where another process holds it."""
@@ -312,7 +272,7 @@ class Spool:
     # -- looking before a target's first run -----------------------------------------------------
 
     def _wait(self, work: Work) -> None:
-        if self.rules.preflight and work.is_run and work.target not in self._out:
+        if self.rules.preflight and work.is_run and work.target not in self._service.out:
             look = self.rules.preflight(work.target)
             if not self._passed(look) and look.name not in {*self.waiting, *self.live}:
                 self.add(look)
@@ -329,8 +289,8 @@ class Spool:
             problems = [line["what"] for line in answer["lines"] if not line["ok"]]
         if problems:
             self.ledger.change(live.entry, outcome="unavailable", reason="; ".join(problems))
-            self._out[live.target] = f"preflight: {'; '.join(problems)}"
-        self.say(f"{live.work.name}: {self._out.get(live.target, 'ok')}")
+            self._service.fail(live.target, "; ".join(problems))
+        self.say(f"{live.work.name}: {self._service.out.get(live.target, 'ok')}")
         del self.live[live.work.name]
         self.ledger.change(live.entry, stage="closed", outcome="unavailable" if problems else "ok")
 
@@ -350,25 +310,17 @@ class Spool:
     ) -> None:
         """Ends what waits for a target that is out of service."""
         if hosts is not None:
-            closed = out_of_service(self.rules.targets, hosts)
-            since = self._closed_since
-            self._closed_since = {target: since.get(target, now) for target in closed}
-            for target, states in closed.items():
-                if now - self._closed_since[target] >= self.rules.closed_s:
-                    self._out.setdefault(target, states)
-                else:
-                    self._once(f"{target}: {states}; waiting for it")
-            for target in self._out.keys() - closed.keys():
-                if not self._out[target].startswith("preflight"):
-                    del self._out[target]  # back in service
-        for work in [w for w in self.waiting.values() if w.target in self._out]:
+            for message in self._service.look(hosts, now):
+                self._once(message)
+        out = self._service.out
+        for work in [w for w in self.waiting.values() if w.target in out]:
             del self.waiting[work.name]
-            self._refuse(work, Ending("unavailable", self._out[work.target]))
+            self._refuse(work, Ending("unavailable", out[work.target]))
         for live in list(self.live.values()):
             pending = live.job is not None and live.job.state == "pending"
-            if live.ending is None and pending and live.target in self._out:
+            if live.ending is None and pending and live.target in out:
                 self._end_now(live.entry)
-                self._give_up(live, Ending("unavailable", self._out[live.target]))
+                self._give_up(live, Ending("unavailable", out[live.target]))
 
     def _give_up(self, live: _Live, ending: Ending) -> None:
         self.ledger.change(
@@ -379,7 +331,7 @@ class Spool:
 
     def _refuse(self, work: Work, ending: Ending) -> None:
         if work.name.startswith(PREFLIGHT):
-            self._out[work.target] = f"preflight: {ending.reason}"
+            self._service.fail(work.target, str(ending.reason))
             self.say(f"{work.name}: {ending}")
             return
         if work.is_run:
@@ -435,6 +387,7 @@ class Spool:
             cpus=work.cpus,
             gpus=work.cards if target.device == "cuda" else 0,
             walltime_min=work.walltime_min,
+            memory_gb=target.memory_gb,
             output="output.log",
             error="error.log",
         )
@@ -521,17 +474,3 @@ def cancel(site: Site, entries: Sequence[Entry]) -> str:
     for entry in entries:
         (entry.folder / CANCELLED).touch()
     return site.kill([entry.job for entry in entries if entry.job])
-
-
-def matches(name: str, target: str, names: Iterable[str]) -> bool:
-    """Whether a run is named by its target, its cell or itself."""
-    return any(name == asked or target == asked or name.startswith(f"{asked}-r") for asked in names)
-
-
-def require_known(names: Iterable[str], known: Iterable[str]) -> None:
-    """Raises UserError on a name that is no target, cell or run."""
-    unknown = sorted(set(names) - set(known))
-    if unknown:
-        raise UserError(
-            f"{', '.join(unknown)}: no target, cell or run; allowed: {', '.join(known)}"
-        )

@@ -65,6 +65,7 @@ class Claim:
     over: str | None = None
     steady_steps_per_s: float | None = None  # where the series behind the claim is at hand
     all_steps_per_s: float | None = None  # with the first window in
+    asked: tuple[str, str] | None = None  # the config's model and the one that ran, where another
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def of_row(row: Row, hardware: Hardware) -> Claim:
         return Figure(found.value * scale, found.slack)
 
     steps = figure("steps_per_s")
+    models = text["declared_model"], text["effective_model"]
     assert steps is not None and row.value["gpus"] is not None
     return Claim(
         name=text["hardware"],
@@ -116,6 +118,7 @@ def of_row(row: Row, hardware: Hardware) -> Claim:
         mfu=figure("claimed_mfu_percent", 0.01),
         speedup=figure("claimed_speedup"),
         over=text.get("claimed_over") or None,
+        asked=None if models[0] == models[1] else models,
     )
 
 
@@ -123,8 +126,10 @@ def peaks(claim: Claim, hardware: Hardware) -> list[Peak]:
     """Every peak that the claim may have been divided by, the right one first."""
     card = hardware.cards.get(claim.card) if claim.card else None
     tensor = claim.tensor_peak_tflops
-    if tensor is None and card is not None and claim.device in card.devices:
-        tensor = card.devices[claim.device]
+    if tensor is None and card is not None:
+        # A text log names no device: its card's peak is known where all devices of it have one.
+        of = {card.devices.get(claim.device)} if claim.device else set(card.devices.values())
+        tensor = of.pop() if len(of) == 1 else None
     found = [Peak(tensor, "tensor", None)] if tensor else []
     if card and card.declared_peak_tflops and card.declared_peak_tflops != tensor:
         what = card.sources.get("declared_peak_tflops", "")
@@ -172,6 +177,8 @@ def explain(claim: Claim, hardware: Hardware) -> Explanation:
     if peak and peak.mistake:
         mistakes.append(peak.mistake.partition(":")[0])
         notes.append(f"{peak.tflops:g} is {peak.mistake.partition(': ')[2]}")
+    if claim.asked:
+        notes.append("the config asked for {}; what ran was {}".format(*claim.asked))
     stated = [one for one in known if one.name in ("tensor", "declared")]
     divisible = tflops is not None and gpus is not None
     mfu = {p.name: tflops / (gpus * p.tflops) for p in stated} if divisible else {}  # type: ignore[operator]
@@ -271,7 +278,7 @@ def _chain(sample: Sample, formula: tuple[str, ...], claimed: Figure | None) -> 
     """From the claim to the right count, one mend a row, in the order of MISTAKES."""
     left = [name for name in MISTAKES if name in formula]
     first = training_flops(sample.model, left, **sample.shape)
-    rounding = f"{claimed.value:g} TFLOP/s within its rounding" if claimed else "the claimed MFU"
+    rounding = f"{claimed.value:g} within its rounding" if claimed else "the claimed MFU"
     links = [Link(first, None, rounding)]
     while left:
         mended = left.pop(0)

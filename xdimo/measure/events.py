@@ -148,6 +148,7 @@ class Telemetry(Fact):
     pcie_gen: int | None
     pcie_width: int | None
     nvlink_active: int | None
+    memory_before_gib: float | None = None  # in use on this card before the run; older logs: none
 
 
 class Ledger(Fact):

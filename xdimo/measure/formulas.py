@@ -12,7 +12,10 @@ from xdimo.spec import ModelSpec
 # In the order in which a chain mends them. name: (what was counted, what is so)
 MISTAKES = {
     "multiply-adds for FLOPs": ("1 a multiply-add", "a multiply-add is 2 FLOPs"),
-    "forgotten patchify": ("each latent position a token", "a token is a patch of them"),
+    "forgotten patchify": (
+        "each latent position a token",
+        "a token is a patch of latent positions",
+    ),
     "joint attention": (
         "every token attends to every other",
         "attention is factorised: to the tokens of its frame, or of its position",
@@ -21,7 +24,7 @@ MISTAKES = {
     "all experts counted": ("every expert for every token", "a token goes through top-k of them"),
     "layers alone": (
         "qkv, proj, attention and MLP of the layers",
-        "router, patch embedding, final linear, timestep MLP and adaLN too",
+        "router, patch embedding, final linear, timestep MLP and adaLN count too",
     ),
 }
 

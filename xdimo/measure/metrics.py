@@ -125,6 +125,15 @@ def _share(tflops_per_s: float | None, gpus: int, peak: float | None) -> float |
     return tflops_per_s / (gpus * peak) if tflops_per_s is not None and peak else None
 
 
+OTHER_CARD = "not the target's card"
+
+
+def other_card(metrics: dict[str, Any]) -> str | None:
+    """The device of a run on a known card that is not its target's; its row is refused."""
+    flagged = any(flag.startswith(OTHER_CARD) for flag in metrics.get("flags", []))
+    return metrics["device"] if flagged else None
+
+
 def _flags(record: Record, hardware: Hardware, metrics: dict[str, Any]) -> list[str]:
     """What a reader must know of these figures: ``what`` or ``what: detail``."""
     assert record.log is not None and record.log.header is not None
@@ -139,10 +148,13 @@ def _flags(record: Record, hardware: Hardware, metrics: dict[str, Any]) -> list[
     elif spec.device == "cuda" and metrics["card"] is None:
         flags.append(f"unknown card: {metrics['device']}")
     elif spec.device == "cuda" and metrics["card"] != _label(hardware, spec.card):
-        flags.append(f"not the target's card: {metrics['device']}")
+        flags.append(f"{OTHER_CARD}: {metrics['device']}")
     if metrics["timed_steps"] != spec.steps.timed:
         flags.append(f"window shorter than asked: {metrics['timed_steps']}/{spec.steps.timed}")
-    flags += telemetry.flags(metrics) + ceiling.flags(metrics)
+    # Of each rank the loop, a thread for copies or collectives, and its loaders.
+    flags += telemetry.flags(metrics, own_load=spec.gpus * (2 + spec.workers))
+    if spec.device == "cuda":  # what a CPU gives to plain work, nobody keeps steady
+        flags += ceiling.flags(metrics)
     if record.run.code.dirty:
         flags.append("code dirty")
     return flags

@@ -283,6 +283,8 @@ def _did_what_it_was_asked(case: Case) -> Broken:
             yield number, f"seed: {header.seed}; the spec says {case.spec.seed}"
 
 
+DECLARED_IS_EFFECTIVE = "declared is effective"
+
 RULES = (
     Rule("run.json is of this spec and run", _of_this_spec, always=True, file="run.json"),
     Rule("a run ends after it starts", _ended_after_it_started, always=True, file="run.json"),
@@ -300,7 +302,7 @@ RULES = (
     Rule("times are positive", _times_are_times),
     Rule("losses are finite", _losses_are_finite),
     Rule("every rank is there", _every_rank_spoke),
-    Rule("declared is effective", _did_what_it_was_asked),
+    Rule(DECLARED_IS_EFFECTIVE, _did_what_it_was_asked),
 )
 
 

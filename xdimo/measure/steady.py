@@ -35,14 +35,21 @@ def change(series: NDArray[np.float64]) -> Change | None:
 def steady_from(series: NDArray[np.float64]) -> int | None:
     """Index from which ``series`` is steady to its end; None where its last quarter is not.
 
-    Looked for in steps of a twentieth, and from there backwards one by one.
+    Looked for in steps of a twentieth, and within the one before by halving.
     """
     n = len(series)
     stride = max(1, n // 20)
     starts = range(0, 3 * n // 4 + 1, stride)
     start = next((first for first in starts if change(series[first:]) is None), None)
-    while start and change(series[start - 1 :]) is None:
-        start -= 1
+    if not start:
+        return start
+    unsteady = start - stride
+    while start - unsteady > 1:
+        middle = (unsteady + start) // 2
+        if change(series[middle:]) is None:
+            start = middle
+        else:
+            unsteady = middle
     return start
 
 

@@ -7,6 +7,9 @@ from typing import Any
 
 from xdimo.measure.events import Telemetry
 
+# A process that has so much as opened a card takes more of its memory.
+CARD_IN_USE_GIB = 0.25
+
 
 def telemetry(samples: Sequence[Telemetry], samples_per_s: float | None) -> dict[str, Any]:
     """Part of metrics.json; None: no card said so (a CPU has none).
@@ -36,19 +39,29 @@ def telemetry(samples: Sequence[Telemetry], samples_per_s: float | None) -> dict
         "pcie_gen": _of(min, (s.pcie_gen for s in samples)),
         "pcie_width": _of(min, (s.pcie_width for s in samples)),
         "nvlink_active": _of(min, (s.nvlink_active for s in samples)),
+        "memory_before_gib": _of(max, (s.memory_before_gib for s in samples)),
     }
 
 
-def flags(figures: dict[str, Any]) -> list[str]:
-    """``what: detail``, of what may have slowed the run or was not its own."""
+def flags(figures: dict[str, Any], own_load: int) -> list[str]:
+    """``what: detail``, of what may have slowed the run or was not its own.
+
+    ``own_load``: the most that the run's own threads add to the host's load.
+    """
     found = []
     if figures["throttled"]:
         held = (f"{name} {100 * share:.0f} %" for name, share in figures["throttled"].items())
         found.append(f"throttled: {', '.join(held)}")
     if figures["other_processes"]:
         found.append(f"other processes: {figures['other_processes']}")
+    # Where a container hides other processes, their memory still shows.
+    before = figures["memory_before_gib"]
+    if before is not None and before > CARD_IN_USE_GIB:
+        found.append(f"card in use: {before:.2f} GiB")
     if figures["host_gpus_busy"]:
         found.append(f"shared host: {figures['host_gpus_busy']}")
+    if figures["host_load"] is not None and figures["host_load"] > own_load:
+        found.append(f"host load: {figures['host_load']:.1f} / {own_load}")
     if figures["ecc_errors"]:
         found.append(f"ECC errors: {figures['ecc_errors']}")
     return found

@@ -42,6 +42,7 @@ def throughput(log: Log, global_batch: int, tokens_per_clip: int) -> dict[str, A
         "window_too_short": None,
         "tokens_per_s": None,
         "median_step_s": float(np.median(step_s[timed])),
+        **_ends(step_s[regular]),
         "data_wait_share": float(log.steps["data_wait_s"].to_numpy()[timed].sum()) / window.wall_s,
         "step_classes": _classes(kinds, step_s, timed),
         "between_steps_s": window.wall_s - float(step_s[timed].sum()),
@@ -90,6 +91,13 @@ def unsteady_text(figures: dict[str, Any]) -> str:
         f"{told['change']} of {100 * told['share']:+.1f} %{at}; "
         f"{steady_steps} of {asked} steps are steady"
     )
+
+
+def _ends(regular: Floats) -> dict[str, float | None]:
+    """Medians of the first and the last tenth of the regular steps."""
+    tenth = max(1, len(regular) // 10)
+    ends = {"step_s_start": regular[:tenth], "step_s_end": regular[-tenth:]}
+    return {name: float(np.median(part)) if len(part) else None for name, part in ends.items()}
 
 
 def _warm_from(

@@ -21,9 +21,10 @@ from xdimo.measure.audit import (
     of_row,
 )
 from xdimo.measure.claims import Sample
-from xdimo.measure.metrics import derive
-from xdimo.measure.records import check_run, read_run
-from xdimo.measure.rules import Finding
+from xdimo.measure.metrics import derive, other_card
+from xdimo.measure.records import check_run, outcome_path, read_run
+from xdimo.measure.rules import DECLARED_IS_EFFECTIVE, Finding
+from xdimo.spec import read_spec
 
 
 def collect(
@@ -61,12 +62,22 @@ def runs(folder: Path) -> list[Path]:
     return found
 
 
-def broken(paths: Iterable[Path]) -> Iterator[Finding]:
+def broken(paths: Iterable[Path], hardware: Hardware) -> Iterator[Finding]:
     """Every rule that a record under the folders of ``paths`` breaks."""
     for path in paths:
         if path.is_dir():
             for folder in runs(path):
-                yield from check_run(folder)
+                yield from check_run(folder) or _other_card(folder, hardware)
+
+
+def _other_card(folder: Path, hardware: Hardware) -> Iterator[Finding]:
+    """Which card it ran on only the table of cards can tell, which no record has."""
+    if outcome_path(folder, read_spec(folder / "spec.json").hash) is None:
+        return
+    record = read_run(folder)
+    if (device := other_card(derive(record, hardware))) and record.log:
+        detail = f"devices: {device}; the spec says {record.spec.card}"
+        yield Finding(DECLARED_IS_EFFECTIVE, record.log.path, 1, detail)
 
 
 def _with_series(claim: Claim, row: claims.Row) -> Claim:
@@ -174,7 +185,7 @@ def _text(told: Explanation, found: list[Claim]) -> str:
     ]
     lines.append(f"  should be  {', '.join(should) or 'n/a'}")
     if not told.mfu:
-        lines.append("             MFU n/a: no known peak of this card, or no FLOPs")
+        lines.append(f"             MFU n/a: {_missing(claim)}")
     mistakes = list(told.mistakes)
     notes = list(told.notes)
     if mixed := _speedup(claim, found):
@@ -183,33 +194,53 @@ def _text(told: Explanation, found: list[Claim]) -> str:
     lines.append(f"  mistakes   {', '.join(mistakes) or 'none found'}")
     lines += [f"             {note}" for note in notes]
     lines += [f"  unexplained: {what}" for what in told.unexplained]
-    if told.peak:
-        over = f"{claim.gpus} x {told.peak.tflops:g}, {told.peak.name}"
-        lines.append(
-            f"  MFU is     {f'{claim.tflops.value:g}' if claim.tflops else 'it'} / ({over})"
-        )
+    if told.peak and claim.mfu:
+        value = f"{claim.tflops.value:g}" if claim.tflops else "TFLOP/s"
+        name = told.peak.name
+        what = f"the peak {name}" if name.startswith("of ") else f"the {name} peak"
+        over = f"{claim.gpus} GPUs x {told.peak.tflops:g}, {what}"
+        lines.append(f"  its MFU    {100 * claim.mfu.value:.4g} % = {value} / ({over})")
     if len(told.chain) > 1:
-        lines += ["", *_chain(told)]
+        title = "From the claim to what it should be, one mistake mended a row:"
+        lines += ["", f"  {title}", "", *_chain(told)]
     return "\n".join(lines)
+
+
+def _missing(claim: Claim) -> str:
+    """Why a claim has no MFU."""
+    if claim.source == textlog.SOURCE:
+        options = {
+            "--card": claim.card,
+            "--gpus": claim.gpus,
+            "--global-batch": claim.global_batch,
+        }
+        if absent := [option for option, value in options.items() if value is None]:
+            return f"the log does not say; give {', '.join(absent)}"
+    if claim.sample is None:
+        return "its model has no known FLOPs"
+    return "its card has no known peak"
 
 
 def _chain(told: Explanation) -> list[str]:
     peaks = list(told.grid[0][2]) if told.grid else []
     rates = {name: (tflops, shares) for name, tflops, shares in told.grid}
-    rows = []
+    rows, last = [], None
     for link in told.chain:
         tflops, shares = rates.get(link.mistake or "as claimed", (None, {}))
         rows.append(
             [
                 f"{link.flops / 1e12:.4f}",
+                None if last is None else f"x {link.flops / last:.4g}",
                 link.mistake or "as claimed",
                 link.what,
                 None if tflops is None else f"{tflops:.1f}",
                 *(f"{100 * shares[name]:.2f} %" for name in peaks if name in shares),
             ]
         )
-    columns = ["T a sample", "mended", "what is so", "TFLOP/s", *(f"MFU ({p})" for p in peaks)]
-    table = tabulate(rows, columns, tablefmt="simple", disable_numparse=True, missingval="n/a")
+        last = link.flops
+    columns = ["TFLOP a sample", "ratio", "mistake mended", "what is so", "TFLOP/s"]
+    columns += [f"MFU ({peak} {told.peaks[peak]:g})" for peak in peaks]
+    table = tabulate(rows, columns, tablefmt="simple", disable_numparse=True, missingval="")
     return [f"  {line}" for line in table.splitlines()]
 
 

@@ -10,7 +10,7 @@ from xdimo.config import Bench, Cell, Hardware
 from xdimo.errors import UserError
 from xdimo.files import read_json
 from xdimo.measure.compare import differing
-from xdimo.measure.metrics import derive
+from xdimo.measure.metrics import OTHER_CARD, derive, other_card
 from xdimo.measure.records import Attempt, Record, attempts, outcome_path, read_run
 from xdimo.measure.repeats import Spread, ratio_ci95, spread
 from xdimo.measure.throughput import unsteady_text
@@ -191,9 +191,9 @@ def _run(bench: Bench, hardware: Hardware, folder: Path, name: str, dataset: str
     if changed:
         return Run(name, folder, "changed", changed, record, attempts=tried)
     metrics = derive(record, hardware)
-    other = next((f for f in metrics.get("flags", []) if f.startswith("not the target's")), None)
-    if other:
-        return Run(name, folder, "refused", f"{other}; the spec says {record.spec.card}", record)
+    if other := other_card(metrics):
+        note = f"{OTHER_CARD}: {other}; the spec says {record.spec.card}"
+        return Run(name, folder, "refused", note, record)
     if metrics.get("unsteady"):
         note = unsteady_text(metrics)
         return Run(name, folder, "unsteady", note, record, metrics, tried)

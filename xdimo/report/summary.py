@@ -15,6 +15,7 @@ from xdimo.measure.claims import TERA
 from xdimo.model.flops import model_flops, parameters, tokens_per_frame
 from xdimo.report import PLOTS, export, figures, provenance, tables, trust
 from xdimo.report.cells import CellState, Survey, survey
+from xdimo.report.scaling import scaling_table
 from xdimo.report.words import Words
 
 HISTORY_COLUMNS = [
@@ -73,8 +74,8 @@ def write(summary: Summary, folder: Path) -> None:
 
 def _document(view: Survey, past: list[claims.Row], config_path: str, words: Words) -> str:
     bench = view.bench
-    baselines = [view.cells[bench.baseline_cell(name).name] for name in bench.targets]
-    best = [tables.best_or_baseline(view, name) for name in bench.targets]
+    behind = [*(bench.baseline_cell(name).name for name in bench.targets), bench.baseline]
+    baselines = [view.cells[name] for name in dict.fromkeys(behind)]
     done = sum(run.state == "ok" for name in bench.cells for run in view.cells[name].runs)
     planned = len(bench.cells) * bench.train.repeats
     parts = [
@@ -89,11 +90,13 @@ def _document(view: Survey, past: list[claims.Row], config_path: str, words: Wor
         _rows_from(view, baselines, words),
         f"## {words('best')}",
         tables.best_table(view, words).markdown(words),
-        _rows_from(view, best, words),
+        _rows_from(view, tables.behind_best(view), words),
         *_section("notes", tables.flag_lines(view, words), words),
+        *_scaling(view, words),
         f"## {words('plots')}",
         *_plots(view.folder, words),
         f"## {words('modes')}",
+        words("fields"),
         tables.modes_table(view, config_path, words).markdown(words),
         f"## {words('trust')}",
         *_trust(view, words),
@@ -104,7 +107,7 @@ def _document(view: Survey, past: list[claims.Row], config_path: str, words: Wor
         f"## {words('runs')}",
         tables.runs_table(view, words).markdown(words),
         f"## {words('history')}",
-        words("history_note"),
+        words("history_note", file=_history_link(view)),
         _history(past, view.folder, words).markdown(words),
         f"## {words('cards')}",
         provenance.cards(view, words),
@@ -136,6 +139,11 @@ def _section(key: str, lines: list[str], words: Words) -> list[str]:
     return [f"**{words(key)}**", _bullets(lines)] if lines else []
 
 
+def _scaling(view: Survey, words: Words) -> list[str]:
+    table = scaling_table(view, words)
+    return [f"## {words('scaling')}", table.markdown(words)] if table.rows else []
+
+
 def _trust(view: Survey, words: Words) -> Iterable[str]:
     """Tables that say why the figures may be believed; those of which anything is known."""
     shown = 0
@@ -144,6 +152,7 @@ def _trust(view: Survey, words: Words) -> Iterable[str]:
         ("comparison", trust.comparison_table(view, words)),
         ("ceilings", trust.ceilings_table(view, words)),
         ("under_load", trust.cards_table(view, words)),
+        ("drift", trust.drift_table(view, words)),
         ("shares", trust.shares_table(view, words)),
     ):
         if table.rows:
@@ -158,6 +167,11 @@ def _rows_from(view: Survey, cells: list[CellState], words: Words) -> str:
     """The record behind each row, and the field of it behind each column."""
     names = [tables.run_link(view, cell.median) for cell in cells if cell.median]
     return words("rows_from", runs=", ".join(names) or words("none"))
+
+
+def _history_link(view: Survey) -> str:
+    path = Path(view.bench.history)
+    return f"[{path.name}]({Path(relpath(path, view.folder)).as_posix()})"
 
 
 def _plots(folder: Path, words: Words) -> Iterable[str]:

@@ -102,6 +102,15 @@ def best_table(survey: Survey, words: Words) -> Table:
     return table
 
 
+def behind_best(survey: Survey) -> list[CellState]:
+    """Every cell that a figure of the second table is made from."""
+    best = [best_or_baseline(survey, target) for target in survey.bench.targets]
+    pairs = [survey.same_batch(cell.cell.name) for cell in best if cell.metrics]
+    names = [cell.cell.name for cell in best] + [survey.bench.baseline]
+    names += [name for pair in pairs if pair for name in pair]
+    return [survey.cells[name] for name in dict.fromkeys(names)]
+
+
 def best_or_baseline(survey: Survey, target: str) -> CellState:
     return survey.best(target) or survey.cells[survey.bench.baseline_cell(target).name]
 
@@ -110,7 +119,7 @@ def _row(survey: Survey, cell: CellState, words: Words) -> list[str]:
     target = survey.bench.targets[cell.cell.target]
     card, metrics = survey.hardware.cards[target.card], cell.metrics
     label = (metrics and metrics["card"]) or card.label
-    hardware = f"{target.gpus} × {label}, `{cell.cell.name}`"
+    hardware = f"{target.gpus} × {label}, `{cell.cell.name}`{_mark(cell)}"
     if metrics is None:
         model, shape = model_of(survey.bench)
         count = figures.parameters(parameters(model, **shape).total)
@@ -168,10 +177,23 @@ def run_link(survey: Survey, run: Run) -> str:
 
 
 def cell_link(survey: Survey, cell: CellState) -> str:
-    """The cell's name, leading to the record of its median run."""
+    """The cell's name, leading to the record of its median run; marked where a note is of it."""
     name = f"`{cell.cell.name}`"
     log = cell.median.record.log if cell.median and cell.median.record else None
-    return f"[{name}]({_relative(survey.folder, log.path)})" if log else name
+    link = f"[{name}]({_relative(survey.folder, log.path)})" if log else name
+    return link + _mark(cell)
+
+
+def _mark(cell: CellState) -> str:
+    """A dagger where ``flag_lines`` has something of the cell or one of its runs."""
+    flagged = any((run.metrics or {}).get("flags") for run in cell.runs)
+    scattered = cell.samples_per_s is not None and cell.samples_per_s.scattered
+    return " †" if flagged or scattered or _left_out(cell) else ""
+
+
+def _left_out(cell: CellState) -> list[Run]:
+    """Of a cell with figures, the runs that have none because they are not to be believed."""
+    return [run for run in cell.runs if cell.metrics and run.state in ("refused", "unsteady")]
 
 
 def _relative(folder: Path, path: Path) -> str:
@@ -179,21 +201,23 @@ def _relative(folder: Path, path: Path) -> str:
 
 
 def modes_table(survey: Survey, config_path: str, words: Words) -> Table:
-    """Each target's baseline in both data modes; what is not measured has its command."""
+    """Each target's baseline in both data modes, what is not measured with its command; and other
+    cells that were measured in both.
+    """
     table = Table(["cell", "mode", "samples_per_s", "step_ms", "data_wait", "mfu", "command"])
-    twins = {
-        twin.target: twin.name
-        for twin in survey.bench.twins.values()
-        if twin.mode != survey.bench.latents.mode
-    }
-    for target in survey.bench.targets:
-        for name in (survey.bench.baseline_cell(target).name, twins[target]):
-            cell = survey.cells[name]
+    bench = survey.bench
+    baselines = {bench.baseline_cell(target).name for target in bench.targets}
+    for cell in bench.cells:
+        twin = bench.mode_twin(cell)
+        if cell not in baselines and survey.cells[twin].metrics is None:
+            continue
+        for name in (cell, twin):
+            state = survey.cells[name]
             table.rows.append(
                 [
-                    cell_link(survey, cell),
-                    cell.cell.mode,
-                    *_pace(cell, words),
+                    cell_link(survey, state),
+                    state.cell.mode,
+                    *_pace(state, words),
                     f"`{command(survey.bench, name, config_path)}`",
                 ]
             )
@@ -274,7 +298,8 @@ def runs_table(survey: Survey, words: Words) -> Table:
 
 
 def _run_row(survey: Survey, run: Run, words: Words) -> list[str]:
-    state = "; ".join([state_text(run.state, run.note, words), *_earlier(run, words)])
+    flags = [flag_text(flag, words) for flag in (run.metrics or {}).get("flags", [])]
+    state = "; ".join([state_text(run.state, run.note, words), *flags, *_earlier(run, words)])
     outcome = run.record.run if run.record else None
     who = [str(outcome.attempt), outcome.host or ""] if outcome else ["", ""]
     values = [""] * 6
@@ -314,25 +339,33 @@ def _ended(attempt: Attempt, words: Words) -> str:
 
 
 def _link(folder: Path, run: Run) -> str:
+    """To the record; where it cannot be read or is of no use here, to all there is of the run."""
     if run.record is None:
-        return ""
+        there = run.folder.exists()
+        return f"[{run.folder.name}/]({_relative(folder, run.folder)}/)" if there else ""
     path = run.record.log.path if run.record.log else run.record.path
     return f"[{path.name}]({_relative(folder, path)})"
 
 
 def flag_lines(survey: Survey, words: Words) -> list[str]:
-    """What a reader must know of single runs, and of cells whose repeats differ."""
+    """What a reader must know of single runs, and of cells whose repeats differ or lack some."""
     flagged: dict[str, list[str]] = {}
     for run in survey.runs:
         for flag in (run.metrics or {}).get("flags", []):
             flagged.setdefault(flag, []).append(f"`{run.name}`")
     lines = []
     for flag, names in flagged.items():
-        what, _, detail = flag.partition(": ")
-        shown = words("with_reason", word=words(what), note=detail) if detail else words(what)
-        lines.append(f"{', '.join(names)}: {shown}")
+        lines.append(f"{', '.join(names)}: {flag_text(flag, words)}")
     for cell in survey.cells.values():
         if cell.samples_per_s and cell.samples_per_s.scattered:
             share = figures.percent(cell.samples_per_s.cv, words)
             lines.append(f"`{cell.cell.name}`: {words('scattered', cv=share)}")
+        lines += [
+            f"`{run.name}`: {state_text(run.state, run.note, words)}" for run in _left_out(cell)
+        ]
     return lines
+
+
+def flag_text(flag: str, words: Words) -> str:
+    what, _, detail = flag.partition(": ")
+    return words("with_reason", word=words(what), note=detail) if detail else words(what)

@@ -5,7 +5,7 @@ from typing import Any
 from xdimo.measure.classes import CLASSES
 from xdimo.report import figures
 from xdimo.report.cells import CellState, Survey
-from xdimo.report.tables import Table, cell_link
+from xdimo.report.tables import Table, cell_link, run_link
 from xdimo.report.words import Words
 
 
@@ -70,7 +70,7 @@ def _against(metrics: dict[str, Any], peak: str, words: Words) -> str:
 
 def cards_table(view: Survey, words: Words) -> Table:
     """What the cards said of themselves over the timed window."""
-    columns = ["cell", "sm_mhz", "memory_mhz", "power", "energy", "temperature", "throttle"]
+    columns = ["cell", "sm_mhz", "memory_mhz", "power", "energy", "throttle"]
     table = Table([*columns, "others", "host_load", "links"])
     for cell, metrics in measured(view):
         if not metrics["telemetry_samples"]:
@@ -81,11 +81,10 @@ def cards_table(view: Survey, words: Words) -> Table:
         table.rows.append(
             [
                 cell_link(view, cell),
-                "{} ({})".format(*(_whole(metrics[f"sm_mhz_{of}"], words) for of in _CLOCKS)),
+                _clock(metrics, words),
                 _whole(metrics["memory_mhz_median"], words),
                 _whole(metrics["power_w"], words),
                 figures.number(metrics["joules_per_sample"], words, digits=3),
-                " → ".join(_whole(metrics[f"temperature_c_{end}"], words) for end in _ENDS),
                 ", ".join(held) or words("no"),
                 " / ".join(_whole(value, words) for value in others),
                 figures.number(metrics["host_load"], words, digits=2),
@@ -95,8 +94,42 @@ def cards_table(view: Survey, words: Words) -> Table:
     return table
 
 
-_ENDS = ("start", "end")
-_CLOCKS = ("median", "min")
+def _clock(metrics: dict[str, Any], words: Words) -> str:
+    """Median (lowest)."""
+    if metrics["sm_mhz_median"] is None:
+        return words("unknown")
+    return f"{metrics['sm_mhz_median']:,.0f} ({metrics['sm_mhz_min']:,.0f})"
+
+
+def drift_table(view: Survey, words: Words) -> Table:
+    """From the first tenth of the window to its last, of each cell's median run; where a cell has
+    none because its steps never settled, of the first such run.
+    """
+    table = Table(["run", "window", "step_ends", "step_change", "temperature", "sm_mhz_ends"])
+    for cell in view.cells.values():
+        unsteady = (run for run in cell.runs if run.state == "unsteady")
+        run = cell.median or next(unsteady, None)
+        if run is None or run.metrics is None or run.metrics["step_s_start"] is None:
+            continue
+        metrics = run.metrics
+        start, end = metrics["step_s_start"], metrics["step_s_end"]
+        table.rows.append(
+            [
+                run_link(view, run),
+                figures.number(metrics["window_s"], words, digits=3),
+                " → ".join(figures.number(1000 * value, words) for value in (start, end)),
+                f"{100 * (end / start - 1):+.1f} %",
+                _start_to_end(metrics, "temperature_c", words),
+                _start_to_end(metrics, "sm_mhz", words),
+            ]
+        )
+    return table
+
+
+def _start_to_end(metrics: dict[str, Any], name: str, words: Words) -> str:
+    if metrics[f"{name}_start"] is None:
+        return words("unknown")
+    return " → ".join(_whole(metrics[f"{name}_{end}"], words) for end in ("start", "end"))
 
 
 def _whole(value: float | None, words: Words) -> str:
@@ -151,7 +184,7 @@ def comparison_table(view: Survey, words: Words) -> Table:
                 metrics["implementation"],
                 record.spec.precision,
                 record.spec.data.mode,
-                "{} ({})".format(*(_whole(metrics[f"sm_mhz_{of}"], words) for of in _CLOCKS)),
+                _clock(metrics, words),
                 words("unknown") if ratio is None else figures.times(ratio),
                 figures.ratios(interval, words),
                 _reference(view, cell.cell.name, words),
@@ -162,8 +195,6 @@ def comparison_table(view: Survey, words: Words) -> Table:
 
 def _reference(view: Survey, name: str, words: Words) -> str:
     """The reference implementation's: tuned kernels favour the card that they were tuned on."""
-    pair = [view.bench.reference_twin(cell) for cell in (name, view.bench.baseline)]
-    if pair[0] is None or pair[1] is None:
-        return words("unknown")
-    ratio = view.speedup(pair[0], pair[1])
+    mine, base = (view.bench.reference_twin(cell) for cell in (name, view.bench.baseline))
+    ratio = view.speedup(mine, base)
     return words("pending") if ratio is None else figures.times(ratio)

@@ -42,7 +42,19 @@ WORDS: dict[str, tuple[str, str]] = {
     "cards": ("Cards: peaks and their sources", "硬件峰值及其来源"),
     "dataset": ("Dataset", "数据集"),
     "code": ("Code and versions", "代码与版本"),
-    "notes": ("Notes", "备注"),
+    "notes": ("Notes (of the rows marked †)", "备注（标 † 的行）"),
+    "fields": (
+        "Here and below a cell's name leads to the log of its median run, a run's row to its own. "
+        "Their log lines: rates, intervals, MFU and hours `window.wall_s` and `step.step_s`, "
+        "median step `step.step_s`, memory `memory.peak_reserved_gib`, data wait "
+        "`step.data_wait_s`, loss `step.loss`; state, attempt and host `run.json`. Range, CV and "
+        "speedup interval are of all measured runs of the cells, which *Run by run* has.",
+        "此处及以下，单元名链接到其中位运行的日志，每次运行的行链接到它自己的日志。所用日志行：速率、"
+        "区间、MFU 与小时数 `window.wall_s` 和 `step.step_s`，单步中位数 `step.step_s`，显存 "
+        "`memory.peak_reserved_gib`，等待数据 `step.data_wait_s`，损失 `step.loss`；"
+        "状态、尝试与主机 `run.json`。范围、变异系数与加速比区间取自各单元的所有已测运行，"
+        "见“逐次运行”。",
+    ),
     # the seven columns, and the eighth of the second table
     "hardware": ("Hardware", "硬件"),
     "parameters": ("Parameters", "模型参数"),
@@ -80,6 +92,12 @@ WORDS: dict[str, tuple[str, str]] = {
         "**负载下的卡**（日志行 `telemetry`，计时窗口内）。功率为所有卡之和；"
         "其他：本次所用卡上的外来进程 / 主机上在工作的其他卡；链路：PCIe 代 / 宽度 / NVLink 数。",
     ),
+    "drift": (
+        "**Drift** (log lines `step` and `telemetry`): the first tenth of the timed window → its "
+        "last. A window of seconds says little of heat: `config/long.yaml` trains for minutes.",
+        "**漂移**（日志行 `step` 与 `telemetry`）：计时窗口最初十分之一 → 最后十分之一。"
+        "几秒的窗口说明不了热漂移：`config/long.yaml` 训练数分钟。",
+    ),
     "shares": (
         "**Parts of the step** (log line `ledger`), from steps profiled outside the timed window; "
         "an all-reduce counts where nothing hides it.",
@@ -95,6 +113,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "class_epoch": ("Epoch edge", "轮次边界"),
     "class_warmup": ("Warm-up", "预热"),
     "class_stall": ("Stall", "停顿"),
+    "scaling": ("Scaling over GPUs of one card", "同种卡的多卡扩展"),
+    "efficiency": ("Efficiency", "效率"),
     "implementation": ("Implementation", "实现"),
     "speedup_reference": ("Speedup of the reference", "参考实现的加速比"),
     "mfu_declared": ("MFU (declared peak)", "MFU（声明峰值）"),
@@ -108,7 +128,11 @@ WORDS: dict[str, tuple[str, str]] = {
     "memory_mhz": ("Memory MHz", "显存 MHz"),
     "power": ("Power, W", "功率，W"),
     "energy": ("J/sample", "J/样本"),
-    "temperature": ("Hottest card, °C, start to end", "最热的卡，°C，始至末"),
+    "window": ("Window, s", "窗口，秒"),
+    "step_ends": ("Step, ms", "单步，毫秒"),
+    "step_change": ("Change", "变化"),
+    "sm_mhz_ends": ("SM MHz", "SM MHz"),
+    "temperature": ("Hottest card, °C", "最热的卡，°C"),
     "throttle": ("Throttled, share of samples", "降频，占采样的比例"),
     "others": ("Others", "其他"),
     "host_load": ("Host load", "主机负载"),
@@ -241,7 +265,12 @@ WORDS: dict[str, tuple[str, str]] = {
     "window shorter than asked": ("timed steps fewer than asked", "计时步数少于要求"),
     "throttled": ("throttled, share of the samples", "降频，占采样的比例"),
     "other processes": ("other processes on our cards", "本次使用的卡上有其他进程"),
+    "card in use": ("memory in use on our cards before the run", "运行之前所用卡上已占用的显存"),
     "shared host": ("shared host: other cards at work", "共享主机：其他卡在工作"),
+    "host load": (
+        "shared host: load / the most that the run itself makes",
+        "共享主机：负载 / 本次运行自身的上限",
+    ),
     "ECC errors": ("uncorrected ECC errors", "不可纠正的 ECC 错误"),
     "card changed": (
         "plain products after the run against before it",
@@ -278,8 +307,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "no_code": ("No run has been measured yet.", "尚无已完成的运行。"),
     "earlier_attempt": ("attempt {number}: {state}", "第 {number} 次尝试：{state}"),
     "history_note": (
+        "Each row is a line of {file}; `xdimo audit` explains what it claims. "
         "Recomputed TFLOP/s = steps/s × global batch × model FLOPs a sample of the effective "
         "model; recomputed MFU divides by GPUs × dense tensor peak of the card.",
+        "每行对应 {file} 中的一行；`xdimo audit` 解释其声称的数字。"
         "重算 TFLOP/s = 步/秒 × 全局批量 × 实际模型每样本的浮点运算；"
         "重算 MFU 再除以 GPU 数 × 该卡的稠密张量峰值。",
     ),

@@ -9,8 +9,8 @@ checkpoint   step, seconds it took: they lie in the next step's time
 window       the timed steps: first_step, last_step, wall_s between two device synchronisations
 telemetry    one a card and sample of the window: t_s since its start, clocks, power, temperature,
              what holds the clock down, uncorrected ECC errors since the driver came up, processes
-             that are not the run's, other cards of the host at work, its load, links; null: NVML
-             keeps it to itself
+             that are not the run's, memory in use before it, other cards of the host at work, its
+             load, links; null: NVML keeps it to itself
 memory       one a rank: GiB allocated and reserved, now and at peak; the device's; host at peak
 ledger       shares of the step's parts on rank 0, and step_s, under the profiler; source: steps
              after the window

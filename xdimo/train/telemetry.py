@@ -58,6 +58,8 @@ def _sample(uuids: list[str], path: Path, over: Event) -> None:
         pynvml.nvmlInit()
         cards = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]
         others = _other_cards(uuids)
+        # Ranks load their libraries for seconds before they touch a card: this is not theirs.
+        before = [_memory_gib(card) for card in cards]
     except pynvml.NVMLError as error:
         print(f"no telemetry: NVML says: {error}", flush=True)
         return
@@ -70,7 +72,8 @@ def _sample(uuids: list[str], path: Path, over: Event) -> None:
                     "host_load": os.getloadavg()[0],
                 }
                 for gpu, card in enumerate(cards):
-                    line = {"monotonic_s": began, "gpu": gpu, **figures(card), **host}
+                    said = figures(card) | {"memory_before_gib": before[gpu]}
+                    line = {"monotonic_s": began, "gpu": gpu, **said, **host}
                     file.write(json.dumps(line) + "\n")
                 file.flush()
                 over.wait(max(0.0, began + PERIOD_S - time.monotonic()))
@@ -142,6 +145,12 @@ def busy(card: Any) -> bool:
     rates = _ask(pynvml.nvmlDeviceGetUtilizationRates, card)
     at_work = rates is not None and rates.gpu > 0
     return bool(at_work or _ask(pynvml.nvmlDeviceGetComputeRunningProcesses, card))
+
+
+def _memory_gib(card: Any) -> float | None:
+    """In use on a card by anybody, without what the driver keeps for itself."""
+    memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, card, pynvml.nvmlMemory_v2)
+    return None if memory is None else memory.used / 1024**3
 
 
 def _nvlinks(card: Any) -> int | None:

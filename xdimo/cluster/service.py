@@ -1,0 +1,38 @@
+"""Which targets are out of service: all their hosts closed or down, or a preflight that failed."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from xdimo.cluster.hosts import Host, out_of_service
+from xdimo.config import Target
+
+
+@dataclass
+class Service:
+    targets: Mapping[str, Target]
+    closed_s: float  # until a target whose hosts are all out is out of service
+    _closed_since: dict[str, float] = field(default_factory=dict)
+    _hosts: dict[str, str] = field(default_factory=dict)
+    _preflight: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def out(self) -> dict[str, str]:
+        """Target -> why it is out of service."""
+        return {**self._hosts, **self._preflight}
+
+    def fail(self, target: str, problem: str) -> None:
+        """A preflight's word, which holds until the controller ends."""
+        self._preflight[target] = f"preflight: {problem}"
+
+    def look(self, hosts: Mapping[str, Host], now: float) -> Iterator[str]:
+        """Takes note of the hosts' states; gives what is worth saying. A host may come back."""
+        closed = out_of_service(self.targets, hosts)
+        since = self._closed_since
+        self._closed_since = {target: since.get(target, now) for target in closed}
+        self._hosts = {
+            target: self._hosts.get(target, states)
+            for target, states in closed.items()
+            if now - self._closed_since[target] >= self.closed_s
+        }
+        for target in closed.keys() - self._hosts.keys():
+            yield f"{target}: {closed[target]}; waiting for it"
