@@ -179,6 +179,13 @@ def test_documented_variants_are_the_code_s():
     assert rows("Models") == expected
 
 
+def test_documented_hardware_flops_are_the_code_s():
+    model = spec("S/2", 4, 2)
+    trained = {name: hardware_flops(name, model, **SHAPE).training for name in IMPLEMENTATIONS}
+    expected = [[name, f"{flops / 1e12:.4f}"] for name, flops in trained.items()]
+    assert [row[:2] for row in rows("Hardware FLOPs of a sample")] == expected
+
+
 def test_documented_chain_is_arithmetic():
     d, layers, f, s = 384, 12, 16, 256
     n = f * 32 * 32

@@ -15,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.conftest import spec_of
+from xdimo.config import Bench
 from xdimo.implementations import IMPLEMENTATIONS
 from xdimo.model import latte, moe
 from xdimo.model.compiled import DenseLatte, dense_mixture
@@ -194,6 +196,18 @@ def test_all_blocks_of_a_kind_compile_to_one_whole_graph() -> None:
         block.compile(dynamic=False, fullgraph=True, backend=count)
     model(torch.randn(2, 3, 2, 4, 4), torch.tensor([3, 700]))
     assert 2 <= len(graphs) <= 3  # spatial and temporal; what comes first has other strides
+
+
+def test_on_a_gpu_all_but_the_reference_are_captured(small_bench: Bench) -> None:
+    spec = spec_of(small_bench, "cpu_1-bs1-r1")
+
+    def captured(device: str) -> list[str]:
+        runs = (spec.model_copy(update={"implementation": n, "device": device}) for n in names)
+        return [run.implementation for run in runs if run.captured]
+
+    names = list(IMPLEMENTATIONS)
+    assert captured("cuda") == [name for name in names if name != "reference"]
+    assert captured("cpu") == []
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
