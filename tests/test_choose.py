@@ -58,6 +58,8 @@ def test_the_fastest_of_each_batch(
     assert planned["implementation"] is None
     assert implementation_of(planned, tmp_path) == "dense"
     assert resolve(planned, DATASET, None, "dense").implementation == "dense"
+    # A look at the target (`xdimo doctor`) comes before there is a choice.
+    assert resolve(planned, DATASET, None).implementation == "reference"
     twin = plan(auto, "cpu_1-bs1-reference-r1")
     assert implementation_of(twin, tmp_path) == "reference"
     assert implementation_of(plan(auto, "cpu_2-bs1-r1"), tmp_path) is None  # not chosen yet
