@@ -330,6 +330,7 @@ def test_every_figure_of_the_summary_is_made_again_from_the_logs(measured: Path)
     samples = {cell: values["samples_per_s"] for cell, values in figures.items()}
     # Speedups of any pair; the summary says which.
     ratios = [mine / base for mine in samples.values() for base in samples.values()]
+    ratios += [100 * ratio / processes for ratio in ratios for processes in (1, 2)]  # efficiency
     summary = (measured / "results/summary.md").read_text()
     checked = Counter[str]()
     for section in re.split(r"^## ", summary, flags=re.MULTILINE)[1:]:
@@ -352,6 +353,7 @@ def test_every_figure_of_the_summary_is_made_again_from_the_logs(measured: Path)
     assert set(checked) == {
         "Results: each target at its baseline variant",
         "Best variant of each target",
+        "Scaling over GPUs of one card",
         "Both data modes of the baseline",
         "Why these figures may be believed",
         "Hours of training",

@@ -448,7 +448,7 @@ def test_status(site: Make) -> None:
     here = site()
     here.slurm.hold("pro01", 7)
     here.behave(**{"gpu_h200-bs1-r1": {"seconds": 600}, "default": {"seconds": 0.2}})
-    process = here.snakemake("all")
+    process = here.snakemake("gpu_6000ada", "gpu_h200-bs1", "gpu_pro6000")
     until(lambda: here.jobs("PENDING") and here.answer("gpu_6000ada-bs2-r1"))
     time.sleep(1)
     done = here.xdimo("status", "--config", "bench.yaml")
@@ -457,8 +457,8 @@ def test_status(site: Make) -> None:
     assert "ok" in rows["gpu_6000ada-bs1-r1"]
     assert "running" in rows["gpu_h200-bs1-r1"]
     assert HOSTS["gpu_h200"] in rows["gpu_h200-bs1-r1"]
-    assert "pending" in rows["gpu_h200-bs4-r1"]  # the oldest that waits, in the queue
-    assert "waiting" in rows["gpu_pro6000-bs1-r1"]  # the others, here
+    assert "pending" in rows["gpu_pro6000-bs1-r1"]  # the oldest that waits, in the queue
+    assert "waiting" in rows["gpu_pro6000-bs2-r1"]  # the other, here
     here.xdimo("cancel", "--config", "bench.yaml")
     here.finish(process)
 
