@@ -44,6 +44,7 @@ def parser() -> ArgumentParser:
         "xdimo fetch --config config/demo.yaml",
     )
     _config(sub)
+    sub.add_argument("--plan", help="the dataset as JSON, instead of the config's")
     _path(sub, "--cache", default=Path(".cache/packages"), help="folder of downloaded packages")
 
     sub = verb(
@@ -290,9 +291,14 @@ def _vae_weights(weights: Path | str | None) -> Path | None:
 
 
 def _fetch(arguments: Namespace) -> None:
+    from xdimo.config import Dataset
     from xdimo.data.fetch import fetch
+    from xdimo.load import parse
 
-    dataset = _bench(arguments).dataset
+    if arguments.plan:
+        dataset = parse(Dataset, _json(arguments.plan, "--plan"))
+    else:
+        dataset = _bench(arguments).dataset
     if not dataset.fetch:
         raise UserError("dataset.fetch: empty; put the videos into dataset.videos yourself")
     fetch(dataset.fetch, Path(dataset.videos), arguments.cache)

@@ -23,10 +23,9 @@ if FETCHED:
         conda:
             "../envs/xdimo.yaml"
         params:
-            # What is fetched; the rest of the config, by its name in the command, changes nothing.
-            packages=[package.model_dump() for package in BENCH.dataset.fetch],
+            plan=canonical(BENCH.dataset.model_dump(include={"name", "videos", "fetch"})),
         shell:
-            "python -m xdimo fetch {FROM_CONFIG} > {log} 2>&1"
+            "python -m xdimo fetch --plan {params.plan:q} > {log} 2>&1"
 
 
 rule manifest:
