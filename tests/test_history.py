@@ -118,3 +118,12 @@ def test_nothing_to_keep_is_said(tmp_path):
     bench = records.bench(tmp_path / "results")
     with pytest.raises(UserError, match="no run to keep"):
         keep(bench, HARDWARE, "c", tmp_path / "records")
+
+
+def test_one_name_does_not_keep_two_campaigns(bench, tmp_path):
+    keep(bench, HARDWARE, "config/config.yaml", tmp_path / "records/2026-11")
+    other = records.bench(tmp_path / "other")
+    records.write_run(other, "gpu_h200-bs1-r1")
+    with pytest.raises(UserError, match=r"config.json: keeps campaign '2026-11' of results"):
+        keep(other, HARDWARE, "config/config.yaml", tmp_path / "records/2026-11")
+    assert not (tmp_path / "records/2026-11/gpu_h200-bs1-r1").exists()

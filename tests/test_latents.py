@@ -110,6 +110,13 @@ def test_latents_are_the_posterior_of_every_frame_in_both_flips(data, encoded):
             torch.testing.assert_close(std.float(), posterior.std[5:20], atol=0.02, rtol=0.02)
 
 
+def test_without_a_gpu_one_sentence_says_so(data, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UserError, match="latents are encoded on a GPU"):
+        encode_all(data, tmp_path / "index.json", device="cuda")
+
+
 def test_an_interrupted_run_goes_on_and_a_damaged_shard_is_made_again(
     data, encoded, tmp_path, monkeypatch
 ):

@@ -199,3 +199,16 @@ def test_missing_or_other_gpus_are_said_before_anything_starts(
         launch(tmp_path, bench)
     assert not (tmp_path / "attempts").exists()
     assert isinstance(HARDWARE, Hardware)
+
+
+def test_a_new_attempt_withdraws_the_answer_and_what_was_derived_from_it(
+    monkeypatch: pytest.MonkeyPatch, small_bench: Bench, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(launching, "_command", faulty("data"))
+    launch(tmp_path, small_bench)
+    (tmp_path / "metrics.json").write_text("{}")
+    monkeypatch.setattr(launching, "_command", faulty("crash"))
+    code, run = launch(tmp_path, small_bench)
+    assert (code, run["outcome"]) == (1, "crash")
+    assert not (tmp_path / "run.json").exists() and not (tmp_path / "metrics.json").exists()
+    assert (tmp_path / "attempts/1/run.json").exists()

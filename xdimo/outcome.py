@@ -1,5 +1,6 @@
 """How a run can end."""
 
+from pathlib import Path
 from typing import Literal
 
 Outcome = Literal[
@@ -24,3 +25,12 @@ Outcome = Literal[
 ANSWERS = frozenset({"ok", "oom", "nan", "timeout", "config", "data", "oom_host"})
 # These are tried again by the same command; the rest when a person says so.
 RETRIED = frozenset({"comm", "crash", "killed", "lost"})
+
+
+def withdraw(answer: Path) -> None:
+    """Takes a run's answer away before it is tried again, and what was derived from it.
+
+    Snakemake takes away the first only; metrics left without it would pass for done.
+    """
+    answer.unlink(missing_ok=True)
+    answer.with_name("metrics.json").unlink(missing_ok=True)

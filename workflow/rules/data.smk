@@ -25,7 +25,7 @@ if FETCHED:
         params:
             plan=canonical(BENCH.dataset.model_dump(include={"name", "videos", "fetch"})),
         shell:
-            "python -m xdimo fetch --plan {params.plan:q} > {log} 2>&1"
+            "python -m xdimo fetch --plan {params.plan:q} > {log:q} 2>&1"
 
 
 rule manifest:
@@ -59,7 +59,7 @@ rule manifest:
         " --timeout-s {params.timeout}"
         " --workers {threads}"
         " --output {output:q}"
-        " > {log} 2>&1"
+        " > {log:q} 2>&1"
 
 
 rule latents:

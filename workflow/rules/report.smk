@@ -12,7 +12,7 @@ rule plot:
     input:
         metrics_of(BENCH.in_service),
     output:
-        # The pictures and the summary are what `snakemake --report` shows.
+        # The pictures are what `snakemake --report` shows.
         [report(f"{RESULTS}/plots/{name}.png", category="Plots") for name in PLOTS],
         [f"{RESULTS}/plots/{name}.svg" for name in PLOTS],
     log:
@@ -24,7 +24,7 @@ rule plot:
         config=FROM_CONFIG,
         title=BENCH.title,
     shell:
-        "python -m xdimo plot {params.config} > {log} 2>&1"
+        "python -m xdimo plot {params.config} > {log:q} 2>&1"
 
 
 rule report:
@@ -51,4 +51,4 @@ rule report:
         # None when it runs; a summary rendered earlier, by hand or after a failure, is not the last.
         missing=lambda wildcards: missing(metrics_of(BENCH.in_service)),
     shell:
-        "python -m xdimo report {params.config} > {log} 2>&1"
+        "python -m xdimo report {params.config} > {log:q} 2>&1"

@@ -33,7 +33,7 @@ rule spec:
         " --manifest {input.manifest:q}"
         " {params.choice}"
         " --output {output:q}"
-        " > {log} 2>&1"
+        " > {log:q} 2>&1"
 
 
 for name, target in BENCH.targets.items():
@@ -156,4 +156,4 @@ rule metrics:
         "python -m xdimo metrics {input.run:q}"
         " --hardware {input.hardware:q}"
         " --output {output:q}"
-        " > {log} 2>&1"
+        " > {log:q} 2>&1"

@@ -21,6 +21,7 @@ from xdimo.cluster.service import Service
 from xdimo.cluster.site import Silent, Site
 from xdimo.cluster.work import PREFLIGHT, Ended, Rules, Work, matches
 from xdimo.files import read_json, write_json
+from xdimo.outcome import withdraw
 
 LONGEST_BACK_OFF_S = 300
 CANCEL, WAITING = "cancel.json", "waiting.json"
@@ -393,7 +394,7 @@ class Spool:
         )
         path = script.write(entry.folder, work.command, work.workdir, self.site.dialect)
         text = script.stub(path)
-        work.answer.unlink(missing_ok=True)  # as Snakemake does before it runs a rule
+        withdraw(work.answer)
         work.answer.parent.mkdir(parents=True, exist_ok=True)
         try:
             answer = self.site.ask(

@@ -38,7 +38,7 @@ def lines(bench: Bench, site: Site) -> list[Line]:
     runs = bench.runs(bench.cells)
     others = [name for name, entry in entries.items() if name not in runs and entry.open]
     reasons = _reasons(site) if jobs and any(j.state == "pending" for j in jobs.values()) else {}
-    found = []
+    found = [Line("the scheduler", "silent", silence)] if silence else []
     for run in [*others, *runs]:
         entry = entries.get(run)
         cell = bench.cells.get(run.rpartition("-r")[0])
@@ -135,6 +135,6 @@ def _ended(run: str, folder: Path) -> Line:
     top = folder / "run.json"
     path = top if top.exists() else paths[-1] if paths else None
     if path is None:
-        return Line(run, "-", "")
+        return Line(run, "not started", "")
     ending = read_json(path)
     return Line(run, ending["outcome"], ending["reason"] or "")

@@ -65,6 +65,11 @@ def build(
     from xdimo.data.vae import load
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "latents are encoded on a GPU (device: cuda) and this machine has none that torch can "
+            "use; where the queue has them: snakemake --profile profiles/lsf ..."
+        )
     known = read_manifest(manifest)
     usable = known.clips_order()
     name = latents_name(known.dataset, vae.model_dump(), size, flip)

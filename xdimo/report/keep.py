@@ -5,7 +5,7 @@ from pathlib import Path
 
 from xdimo.config import Bench, Hardware
 from xdimo.errors import UserError
-from xdimo.files import whole, write_json
+from xdimo.files import read_json, whole, write_json
 from xdimo.report.plots import draw
 from xdimo.report.summary import render, write
 
@@ -18,9 +18,14 @@ def keep(bench: Bench, hardware: Hardware, config_path: str, folder: Path) -> li
 
     Beside the runs lie config.json (the whole config as it is now), manifest.json, what was chosen
     between implementations, the summary and its plots. Returns the copied runs. Raises UserError
-    where the campaign has none.
+    where the campaign has none, or the folder keeps those of other results.
     """
-    source = Path(bench.runs_folder)
+    source, kept = Path(bench.runs_folder), folder / "config.json"
+    if kept.exists() and (results := read_json(kept)["results"]) != bench.results:
+        raise UserError(
+            f"{kept}: keeps campaign {bench.campaign!r} of results {results!r}, and this config's "
+            f"are {bench.results!r}; expected a campaign of another name"
+        )
     runs = sorted(path.parent for path in source.glob("*/spec.json"))
     if not runs:
         raise UserError(f"{source}: no run to keep")
@@ -33,7 +38,7 @@ def keep(bench: Bench, hardware: Hardware, config_path: str, folder: Path) -> li
     manifest = Path(bench.results) / "data" / "manifest.json"
     if manifest.exists():
         _copy(manifest, folder / "manifest.json")
-    write_json(folder / "config.json", bench.model_dump(mode="json"))
+    write_json(kept, bench.model_dump(mode="json"))
     draw(bench, hardware, folder / "plots", records=folder)
     write(render(bench, hardware, config_path, records=folder), folder)
     return [folder / run.name for run in runs]

@@ -22,7 +22,7 @@ from typing import Any
 from xdimo.config import Hardware
 from xdimo.errors import UserError
 from xdimo.files import file_hash, read_json, write_json
-from xdimo.outcome import ANSWERS, Outcome
+from xdimo.outcome import ANSWERS, Outcome, withdraw
 from xdimo.spec import RunSpec, read_spec
 from xdimo.train import identity, telemetry
 from xdimo.train.failure import CAUSES
@@ -125,6 +125,7 @@ def launch(
     spec = read_spec(spec_path)
     uuids = require_devices(spec, hardware)
     folder = _new_attempt(output.parent)
+    withdraw(output)
     group = _Group(
         _command(spec, spec_path, data, videos, vae, folder),
         environment(spec),
