@@ -65,6 +65,7 @@ REFUSED = [
     ("targets.cpu_1.gpu", 3, "targets.cpu_1.gpu: unknown key; allowed: baseline_variant, "),
     ("campaign", None, "campaign: missing"),
     ("targets.cpu_1.gpus", "4", "targets.cpu_1.gpus: Input should be a valid integer, not '4'"),
+    ("campaign", 2026, "campaign: Input should be a valid string, not 2026 (quote it)"),
     ("targets.cpu_1.gpus", 0, "targets.cpu_1.gpus: Input should be greater than or equal to 1"),
     ("train.precision", "fp8", "train.precision: Input should be 'fp32', 'tf32' or 'bf16'"),
     ("model.heads", 3, "model.heads: 3 does not divide model.width 16; allowed: 1, 2, 4, 8, 16"),
@@ -137,7 +138,7 @@ def test_a_target_may_not_be_called_like_a_step(name: str, small_config: Path) -
 def test_a_file_that_is_no_config_is_named(text: str, tmp_path: Path) -> None:
     path = tmp_path / "odd.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"^\S*odd\.yaml: "):
+    with pytest.raises(UserError, match=r"^\S*odd\.yaml( line 1)?: "):
         load(path)
     with pytest.raises(UserError, match=r"absent\.yaml: no such file"):
         load(tmp_path / "absent.yaml")
@@ -186,3 +187,9 @@ def test_each_precision_has_its_implementations() -> None:
     with pytest.raises(UserError, match=r"fused has fp32 and bf16, not tf32 .*reference, dense"):
         load(ROOT / "config/legacy.yaml", {**HERE, "train": {"implementation": "fused"}})
     assert load(ROOT / "config/legacy.yaml", {**HERE, "train": {"implementation": "auto"}}).twins
+
+
+def test_a_file_that_is_no_yaml_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("a: [1\nb: 2\n")
+    with pytest.raises(UserError, match=r"bad\.yaml line 2: not YAML: expected"):
+        load(tmp_path / "bad.yaml")

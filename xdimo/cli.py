@@ -2,7 +2,7 @@
 
 import json
 import os
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,7 @@ def parser() -> ArgumentParser:
         "xdimo manifest data/FaceForensics --expected 704 --output results/data/manifest.json",
     )
     _path(sub, "videos", help="folder of videos")
-    sub.add_argument("--window", type=int, default=48, help="video frames of a clip (48)")
+    sub.add_argument("--window", type=_positive, default=48, help="video frames of a clip (48)")
     sub.add_argument("--expected", type=int, help="readable videos that must be found")
     sub.add_argument("--decoder", choices=["auto", "pyav"], default="auto")
     sub.add_argument("--timeout-s", type=int, default=60, help="a decoder's limit on one video")
@@ -243,6 +243,12 @@ def parser() -> ArgumentParser:
     sub.add_argument("campaign", help="the config's campaign")
     _config(sub)
     return top
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise ArgumentTypeError(f"{text!r}; expected a whole number from 1 on")
+    return int(text)
 
 
 def _path(sub: ArgumentParser, name: str, **options: Any) -> None:

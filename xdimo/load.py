@@ -43,6 +43,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such file") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{line}: not YAML: {error.problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict):
@@ -121,7 +124,8 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> str:
     elif first["type"] == "missing":
         what = "missing; it has no default"
     else:
-        what = f"{first['msg']}, not {first['input']!r}"
+        quote = " (quote it)" if first["type"] == "string_type" else ""
+        what = f"{first['msg']}, not {first['input']!r}{quote}"
     more = f" (and {len(others)} more)" if others else ""
     return f"{path}: {what}{more}"
 

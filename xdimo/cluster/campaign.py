@@ -125,13 +125,18 @@ def preflight(bench: Bench, name: str, configs: Sequence[str], override: Mapping
 def look_on(
     bench: Bench, name: str, configs: Sequence[str], override: Mapping[str, Any]
 ) -> Iterator[Finding]:
-    """Submits the job that looks at a target, waits for it, and gives what it found."""
+    """Submits the job that looks at a target, waits for it, and gives what it found.
+
+    Raises UserError where the scheduler does not answer before it is submitted.
+    """
     spool = open_spool(bench, configs, override, say=lambda message: print(message, flush=True))
     work = preflight(bench, name, configs, override)
     try:
         spool.add(work)
         while work.name in spool.waiting or work.name in spool.live:
             spool.poll()
+            if spool.silent and work.name in spool.waiting:
+                raise UserError("the scheduler does not answer; nothing was submitted")
             time.sleep(bench.queue.poll_s)
     finally:
         spool.shut()

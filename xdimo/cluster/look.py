@@ -33,12 +33,15 @@ class _Wanted:
 
 def look(bench: Bench, hardware: Hardware, transcript: Path | None) -> Iterator[Finding]:
     """Line by line, as each is found."""
-    try:
-        site = site_of(bench, transcript)
-    except UserError as error:
-        yield Finding(False, str(error), "profiles/default runs on this machine alone")
+    if any(bench.targets[name].queue for name in bench.targets):
+        try:
+            site = site_of(bench, transcript)
+        except UserError as error:
+            yield Finding(False, str(error), "profiles/default runs on this machine alone")
+        else:
+            yield from _queue(bench, site)
     else:
-        yield from _queue(bench, site)
+        yield Finding(True, "no target has a queue: runs are on this machine")
     yield from _data(bench)
     yield from _disk(bench)
     yield from memory_claims(bench, hardware)

@@ -7,6 +7,7 @@ Each check that fails says how to mend it; the others are still made.
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -82,7 +83,7 @@ def _python(*arguments: str, timeout_s: int) -> tuple[bool, str]:
     except subprocess.TimeoutExpired:
         return False, f"no answer in {timeout_s} s"
     if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if "Error" in line]
+        errors = [line for line in done.stderr.splitlines() if re.search(r"Error: *\S", line)]
         return False, (errors or done.stderr.splitlines() or ["no word"])[-1]
     return True, done.stdout.strip()
 

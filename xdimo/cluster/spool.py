@@ -120,6 +120,11 @@ class Spool:
         self.waiting.clear()
         return names
 
+    @property
+    def silent(self) -> bool:
+        """Whether the scheduler gave no answer when it was last asked."""
+        return self._silences > 0
+
     def submitted(self) -> list[Entry]:
         """What is in the queue or runs, as far as is known."""
         return [live.entry for live in self.live.values() if live.ending is None]
