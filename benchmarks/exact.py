@@ -1,6 +1,6 @@
 """How exact the fast implementations are on this machine's GPU, beside the reference.
 
-    python benchmarks/exact.py
+    python benchmarks/exact.py --figure docs/loss_curves.png
     python benchmarks/exact.py --overfit config/lent.yaml    # one line; after its latents are made
 
 First each part in bfloat16 against float64, as relative errors of output and gradients; then the
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from matplotlib import pyplot as plt
 from step import spec_of
 from tabulate import tabulate
 from torch import Tensor, nn
@@ -102,12 +103,17 @@ def separated(x: Tensor, gate: nn.Linear) -> Tensor:
     return x[(logits[:, 1] - logits[:, 2]) > 0.05]
 
 
-def curves(device: torch.device) -> list[list[Any]]:
+def curves(device: torch.device) -> dict[Name, Tensor]:
+    """Loss of each implementation's steps, [STEPS]."""
     found = {}
     for name in get_args(Name):
         spec = spec_of(CLIPS, name, 1)
         torch.manual_seed(1)
         found[name] = losses(spec, [random_batch(spec, device) for _ in range(2)], device, STEPS)
+    return found
+
+
+def table_of(found: dict[Name, Tensor]) -> list[list[Any]]:
     rows = []
     for first in range(0, STEPS, 40):
         part = slice(first, first + 40)
@@ -121,6 +127,23 @@ def curves(device: torch.device) -> list[list[Any]]:
             for name, curve in found.items()
         ]
     return rows
+
+
+def draw(found: dict[Name, Tensor], path: Path) -> None:
+    """The curves, and below how far each step's loss is from the reference's."""
+    figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(8, 6), layout="constrained")
+    steps = range(1, STEPS + 1)
+    for number, (name, curve) in enumerate(found.items()):
+        look = {"label": name, "color": f"C{number}", "linewidth": 1}
+        above.plot(steps, curve, **look)
+        if name != "reference":
+            below.plot(steps, (curve - found["reference"]).abs(), **look)
+    above.set_ylabel("loss")
+    below.set(xlabel="step", ylabel="distance to the reference", yscale="log")
+    above.set_title(f"S/2 4E2A, {CLIPS} clips, bf16, same clips, steps and noise")
+    above.legend()
+    below.legend()
+    figure.savefig(path, dpi=150)
 
 
 def unit_latents(batch: dict[str, Any], spec: RunSpec) -> dict[str, Any]:
@@ -159,6 +182,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--overfit", type=Path, metavar="CONFIG")
     arguments.add_argument("--steps", type=int, default=OVERFIT_STEPS, help="of --overfit")
+    arguments.add_argument("--figure", type=Path, help="PNG of the loss curves to write")
     asked = arguments.parse_args()
     if asked.overfit:
         print(overfit(asked.overfit, asked.steps))
@@ -198,7 +222,10 @@ def main() -> None:
     print(tabulate(rows, ["part (worst of output, gradients)", "reference", "it", "ratio"]))
     print(f"\nloss of S/2 4E2A, {CLIPS} clips, same clips, steps and noise")
     heads = ["steps", "implementation", "loss", "largest difference of a step"]
-    print(tabulate(curves(device), heads, floatfmt=".4f"))
+    found = curves(device)
+    print(tabulate(table_of(found), heads, floatfmt=".4f"))
+    if asked.figure:
+        draw(found, asked.figure)
 
 
 if __name__ == "__main__":
