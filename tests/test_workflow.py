@@ -18,7 +18,7 @@ from tests.conftest import ROOT, SMALL
 from tests.videos import write_video
 
 # Columns of the summary that hold estimates of a series, not a run's own figures.
-ESTIMATES = ("Steady from step", "Alike", "95 % interval")
+ESTIMATES = ("Steady from step", "Autocorrelation time, steps", "95 % interval")
 
 
 def snakemake(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
