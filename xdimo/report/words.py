@@ -364,7 +364,7 @@ DEFINITIONS: tuple[tuple[str, str], ...] = (
         "**Row**: one cell, `target-bsN` with N clips a GPU; all its figures are of one run, "
         "the median one by samples/s (of an even number the lower middle), named under the table.",
         "**行**：一个单元，`target-bsN` 表示每 GPU N 个片段。整行数字来自同一次运行，"
-        "即样本/秒居中的中位数运行（偶数次取中间较低者），其名称列在表下。",
+        "即样本/秒排在中间的中位数运行（偶数次取中间较低者），其名称列在表下。",
     ),
     (
         "**Parameters**: all of the model, position tables included: {parameters}.",
