@@ -354,7 +354,7 @@ def test_every_figure_of_the_summary_is_made_again_from_the_logs(measured: Path)
         "Results: each target at its baseline variant",
         "Best variant of each target",
         "Scaling over GPUs of one card",
-        "Both data modes of the baseline",
+        "Data modes: each target's baseline, and cells measured in both",
         "Why these figures may be believed",
         "Hours of training",
         "Cells and their commands",
