@@ -60,6 +60,7 @@ def test_the_baseline_is_marked_and_both_peaks_are_shown(bench):
     assert [mark.get_xdata()[0] for mark in marks] == [100 * metrics["mfu_declared"]]
     memory = bars(view, "memory", EN).axes[0]
     assert max(bar.get_width() for bar in memory.patches) == 139.8  # the card's own
+    assert "frame: what the card has" in memory.get_xlabel()
 
 
 def test_without_the_baseline_a_speedup_waits(bench):
@@ -82,9 +83,14 @@ def test_the_roofline_has_peaks_products_and_steps(bench):
     view = survey(bench, HARDWARE)
     first, second, third = roofline(view, EN).axes
     assert texts(first) == ["not calibrated"] and texts(third) == ["pending"]
+    assert {axes.get_xscale() for axes in (first, second, third)} == {"log"}  # as the axis says
     assert texts(second) == ["tensor 989"]  # declared is the same
     labels = [text.get_text() for text in second.get_legend().get_texts()]
-    assert labels[:3] == ["4,800 GB/s (stated)", "3,900 GB/s (measured)", "8192 × 8192 × 8192: 700"]
+    assert labels[:3] == [
+        "4,800 GB/s (stated)",
+        "3,900 GB/s (measured)",
+        "8192 × 8192 × 8192: 700 TFLOP/s",
+    ]
     metrics = view.cells["gpu_h200-bs1"].metrics
     step = next(line for line in second.lines if str(line.get_label()).startswith("step of"))
     assert step.get_ydata()[0] == pytest.approx(metrics["model_tflops_per_s"] / 4)
@@ -92,6 +98,22 @@ def test_the_roofline_has_peaks_products_and_steps(bench):
     assert [line.get_ydata()[0] for line in points] == [700, 410, 520]
     # 2 n^3 FLOPs on 3 n^2 numbers of 2 bytes.
     assert points[0].get_xdata()[0] == pytest.approx(8192 / 3)
+
+
+def test_without_a_stated_peak_the_measured_product_is_the_roof(tmp_path):
+    bench = records.bench(tmp_path / "results", "demo.yaml")
+    for cell in ("cpu_1-bs1", "cpu_1-bs2"):
+        events = records.calibration_lines(1) if cell == "cpu_1-bs1" else []
+        records.write_run(bench, f"{cell}-r1", events=events)
+    view = survey(bench, HARDWARE)
+    first = roofline(view, EN).axes[0]
+    roof = first.lines[1]
+    assert texts(first) == ["measured product 700"] and list(roof.get_ydata()) == [700, 700]
+    share = 100 * view.cells["cpu_1-bs1"].metrics["mfu_measured"]
+    axes = bars(view, "mfu", EN).axes[0]
+    said = f"no known peak; {share:.2f} % of the measured product"
+    assert not axes.patches and texts(axes) == [said, "no known peak", "pending", "pending"]
+    assert "frame" not in bars(view, "memory", EN).axes[0].get_xlabel()
 
 
 def test_no_data_says_so(tmp_path):

@@ -14,6 +14,7 @@ from xdimo.report.tables import escaped
 from xdimo.report.words import DEFINITIONS, WORDS
 
 HARDWARE = records.hardware()
+MODES = "Data modes: each target's baseline, and cells measured in both"
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 
 
@@ -137,7 +138,7 @@ def test_rows_name_the_median_run(bench):
 def test_the_main_table_has_the_seven_columns_in_both_languages(bench):
     document = summary(bench)
     header = "硬件 模型参数 显存占用 硬件浮点峰值(FP16) token/样本吞吐量 MFU(浮点利用率) 加速比"
-    chinese = document.zh.split("## 结果：各硬件的基准配置\n\n", 1)[1].splitlines()[0]
+    chinese = document.zh.split("## 结果：各硬件的基线变体\n\n", 1)[1].splitlines()[0]
     assert chinese.replace("|", " ").split() == header.split()
     english = document.en.split("baseline variant\n\n", 1)[1].splitlines()[0]
     assert [cell.strip() for cell in english.strip("|").split("|")] == [
@@ -287,17 +288,41 @@ def test_flags_stand_as_notes_under_the_tables(bench):
     assert main_rows(document.en)[1][5] == "n/a"
 
 
+def test_a_headline_run_without_an_interval_is_noted_under_the_tables(tmp_path):
+    bench = records.bench(tmp_path / "results", train={"timed_steps": 60})
+    for repeat, step_s in ((1, 0.1), (2, 0.101), (3, 0.102)):
+        records.write_run(bench, f"gpu_6000ada-bs1-r{repeat}", step_s=step_s)
+    assert "too short" not in summary(bench).en
+    few = records.bench(tmp_path / "few")
+    measure(few, "gpu_6000ada-bs1", 0.1)
+    document = summary(few)
+    (note,) = re.findall(r"^- `(\S+)`: window too short: n = 20, ", document.en, re.MULTILINE)
+    assert note == "gpu_6000ada-bs1-r3"  # the median run alone
+    assert main_rows(document.en)[0][0].endswith("†")
+    assert "- `gpu_6000ada-bs1-r3`: 窗口太短：n = 20" in document.zh
+
+
+def test_results_stand_before_their_definitions(bench):
+    headings = re.findall(r"^## (.*)", summary(bench).en, re.MULTILINE)
+    assert headings[:3] == [
+        "Results: each target at its baseline variant",
+        "Best variant of each target",
+        "How each number is made",
+    ]
+
+
 def test_dataset_exclusions_and_a_random_vae_are_said(bench):
     records.write_manifest(bench)
     document = summary(bench).en
     assert "3 files, 2 readable, 1 usable, 1 shorter than 48 frames" in document
     assert rows_under(document, "Dataset")[0][1:] == ["short", "17 frames < 48"]
+    assert rows_under(summary(bench).zh, "数据集")[0][1:] == ["过短", "17 frames < 48"]
     assert "**random VAE** (seed 0)" in document
 
 
 def test_the_demo_says_so_on_its_first_line(tmp_path, bench):
     demo = records.bench(tmp_path / "demo", "demo.yaml")
-    for repeat in (1, 2):
+    for repeat in (1, 2, 3):
         records.write_run(demo, f"cpu_2-bs1-r{repeat}")
     document = render(demo, HARDWARE, "config/demo.yaml")
     assert document.en.splitlines()[0].startswith("**This is the demo**")
@@ -384,7 +409,7 @@ def test_like_for_like_is_at_the_largest_shared_batch_where_the_own_is_not_share
 def test_any_cell_measured_in_the_other_data_mode_stands_among_the_modes(bench):
     records.write_run(bench, "gpu_h200-bs4-r1")
     records.write_run(bench, "gpu_h200-bs4-online-r1", step_s=0.4)
-    rows = rows_under(summary(bench).en, "Both data modes of the baseline")
+    rows = rows_under(summary(bench).en, MODES)
     assert [re.search(r"`(.*?)`", row[0])[1] for row in rows] == [
         "gpu_6000ada-bs1",
         "gpu_6000ada-bs1-online",

@@ -18,7 +18,7 @@ from tests.conftest import ROOT, SMALL
 from tests.videos import write_video
 
 # Columns of the summary that hold estimates of a series, not a run's own figures.
-ESTIMATES = ("Steady from step", "Alike", "95 % interval")
+ESTIMATES = ("Steady from step", "Autocorrelation time, steps", "95 % interval")
 
 
 def snakemake(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -354,7 +354,7 @@ def test_every_figure_of_the_summary_is_made_again_from_the_logs(measured: Path)
         "Results: each target at its baseline variant",
         "Best variant of each target",
         "Scaling over GPUs of one card",
-        "Both data modes of the baseline",
+        "Data modes: each target's baseline, and cells measured in both",
         "Why these figures may be believed",
         "Hours of training",
         "Cells and their commands",

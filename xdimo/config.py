@@ -128,7 +128,9 @@ class Train(Strict):
         description="which code runs the step: reference = the plain network, dense = compiled, "
         "all experts for every token, fused = Triton kernels; auto = the fastest on each target",
     )
-    precision: Precision = Field("bf16", description="bf16 = autocast; tf32 = fp32 with TF32")
+    precision: Precision = Field(
+        "bf16", description="bf16 = autocast; tf32 = fp32 with TF32; fp32 = full, TF32 off"
+    )
     deterministic: bool = Field(
         False, description="a fixed order of all sums: the same run, bit for bit; slower"
     )

@@ -1,8 +1,9 @@
 """Whether step times are steady, and from which step on.
 
 Steady: no change of level, no trend and no run-in that is both more than chance (p < 10^-4, with
-the noise's autocorrelation) and more than 2 % of the mean step. Smaller ones are let through: the
-window's mean is then within 1 % of either end.
+the noise's autocorrelation) and more than 2 % of the mean step. Smaller ones are let through, and
+larger ones that the noise hides: where it allows 2 % to be seen, the window's mean is within 1 % of
+either end; where it does not, the interval is wide.
 """
 
 from dataclasses import dataclass

@@ -143,7 +143,12 @@ def _why_not(view: Survey, cell: CellState, name: str, words: Words) -> str:
         return words("not_comparable", axes=", ".join(words(axis) for axis in axes))
     if name == "speedup":
         return words("waits", cell=view.bench.baseline)
-    return words("no_peak") if name == "mfu" else words("unknown")
+    if name != "mfu":
+        return words("unknown")
+    reached = cell.metrics["mfu_measured"]
+    if reached is None:
+        return words("no_peak")
+    return words("no_peak_measured", share=figures.percent(reached, words))
 
 
 def _gap(axes: "Axes", place: float, text: str) -> None:
@@ -172,6 +177,8 @@ def _legend(name: str, shown: Sequence[Bar | None], words: Words) -> str:
         notes.append(words("whiskers"))
     if any(bar.mark is not None for bar in drawn):
         notes.append(f"◇ {words('against_declared')}")
+    if any(bar.frame is not None for bar in drawn):
+        notes.append(words("card_frame"))
     if name == "memory" and any(bar.frame is None for bar in drawn):
         notes.append(words("host_process"))
     return "; ".join(notes)

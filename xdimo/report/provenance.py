@@ -22,7 +22,8 @@ def dataset(view: Survey, words: Words) -> Iterable[str]:
         if excluded:
             yield words("excluded")
             rows = [
-                [video["path"], video["status"], video.get("reason") or ""] for video in excluded
+                [video["path"], words(f"video_{video['status']}"), video.get("reason") or ""]
+                for video in excluded
             ]
             yield Table(["video", "status", "reason"], rows).markdown(words)
     ids = {run.record.spec.vae.id for run in used(view) if run.record}

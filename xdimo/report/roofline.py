@@ -23,6 +23,9 @@ def roofline(view: Survey, words: Words) -> "Figure":
     panels = figure.subplots(len(targets), 1, sharex=True, squeeze=False)[:, 0]
     for target, axes in zip(targets, panels, strict=True):
         axes.set_title(target, loc="left", fontsize=10)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_ylabel(words("axis_tflops"))
         cells = [cell for cell in view.variants(target) if _calibrated(cell)]
         if not cells:
             base = view.cells[view.bench.baseline_cell(target).name]
@@ -30,11 +33,8 @@ def roofline(view: Survey, words: Words) -> "Figure":
             axes.annotate(
                 text, (0.5, 0.5), xycoords="axes fraction", ha="center", color=GREY, style="italic"
             )
-            axes.set_yticks([])
+            axes.tick_params(axis="y", which="both", left=False, labelleft=False)
             continue
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_ylabel(words("axis_tflops"))
         _roofs(axes, view, cells[0], words)
         for cell in cells:
             _step(axes, view, cell, words)
@@ -42,7 +42,7 @@ def roofline(view: Survey, words: Words) -> "Figure":
         axes.set_ylim(low, high * 1.6)  # room for the roofs' labels
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
     panels[-1].set_xlim(*SPAN)
-    panels[-1].set_xlabel(words("axis_intensity"))
+    panels[-1].set_xlabel(f"{words('axis_intensity')}\n{words('products')}", fontsize=9)
     figure.suptitle(
         f"{view.bench.title}\n{words('title_roofline')}", x=0.01, ha="left", fontsize=11
     )
@@ -54,7 +54,9 @@ def _calibrated(cell: CellState) -> bool:
 
 
 def _roofs(axes: "Axes", view: Survey, cell: CellState, words: Words) -> None:
-    """Peaks that are stated as lines, what was measured as points."""
+    """Peaks that are stated as lines, what was measured as points; of a card whose peak nobody
+    states the measured product is the roof.
+    """
     assert cell.median is not None and cell.median.record is not None
     metrics, record = cell.median.metrics, cell.median.record
     assert metrics is not None
@@ -70,21 +72,15 @@ def _roofs(axes: "Axes", view: Survey, cell: CellState, words: Words) -> None:
             axes.plot(
                 [SPAN[0], stop], [ends[0], min(ends[1], top)], style, color="black", label=label
             )
-    for name in ("tensor", "declared"):
-        peak = metrics[f"peak_{name}_tflops"]
-        if peak is not None and not (name == "declared" and peak == metrics["peak_tensor_tflops"]):
-            axes.axhline(
-                peak, color="black", linestyle="-" if name == "tensor" else "--", linewidth=1
-            )
-            axes.annotate(
-                f"{words(name)} {figures.plain(peak)}",
-                (1, peak),
-                (-2, 3),
-                xycoords=("axes fraction", "data"),
-                textcoords="offset points",
-                ha="right",
-                fontsize=8,
-            )
+    tensor, declared = metrics["peak_tensor_tflops"], metrics["peak_declared_tflops"]
+    if tensor is not None:
+        _roof(axes, tensor, f"{words('tensor')} {figures.plain(tensor)}", "-")
+    if declared is not None and declared != tensor:
+        _roof(axes, declared, f"{words('declared')} {figures.plain(declared)}", "--")
+    if tensor is None and declared is None:
+        product = metrics["gemm_tflops"]
+        reached = figures.number(product, words, digits=3)
+        _roof(axes, product, words("measured_product", tflops=reached), ":")
     shapes = {"x".join(map(str, metrics["gemm_shape"])): metrics["gemm_tflops"]}
     for number, (shape, rate) in enumerate({**shapes, **metrics["model_gemm_tflops"]}.items()):
         axes.plot(
@@ -95,8 +91,25 @@ def _roofs(axes: "Axes", view: Survey, cell: CellState, words: Words) -> None:
             markeredgecolor="black",
             markersize=8,
             linestyle="none",
-            label=f"{shape.replace('x', ' × ')}: {figures.number(rate, words, digits=3)}",
+            label=f"{shape.replace('x', ' × ')}: {_tflops(rate, words)}",
         )
+
+
+def _roof(axes: "Axes", tflops: float, text: str, style: str) -> None:
+    axes.axhline(tflops, color="black", linestyle=style, linewidth=1)
+    axes.annotate(
+        text,
+        (1, tflops),
+        (-2, 3),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+    )
+
+
+def _tflops(rate: float, words: Words) -> str:
+    return f"{figures.number(rate, words, digits=3)} TFLOP/s"
 
 
 def intensity(shape: str, size: int) -> float:
@@ -117,5 +130,5 @@ def _step(axes: "Axes", view: Survey, cell: CellState, words: Words) -> None:
         color=colour,
         linestyle=DASHES[variant % len(DASHES)],
         linewidth=1.6,
-        label=f"{words('step_of', cell=cell.cell.name)}: {figures.number(rate, words, digits=3)}",
+        label=f"{words('step_of', cell=cell.cell.name)}: {_tflops(rate, words)}",
     )

@@ -32,7 +32,7 @@ HISTORY_COLUMNS = [
     "declared_model",
     "effective_model",
     "confidence",
-    "note",
+    "their_note",
     "record",
 ]
 
@@ -83,8 +83,6 @@ def _document(view: Survey, past: list[claims.Row], config_path: str, words: Wor
         f"# {bench.title}",
         words("campaign", campaign=bench.campaign, done=done, runs=planned),
         words("other_language"),
-        f"## {words('definitions')}",
-        _bullets(_definitions(bench, words)),
         f"## {words('main')}",
         tables.main_table(view, words).markdown(words),
         _rows_from(view, baselines, words),
@@ -92,6 +90,8 @@ def _document(view: Survey, past: list[claims.Row], config_path: str, words: Wor
         tables.best_table(view, words).markdown(words),
         _rows_from(view, tables.behind_best(view), words),
         *_section("notes", tables.flag_lines(view, words), words),
+        f"## {words('definitions')}",
+        _bullets(_definitions(bench, words)),
         *_scaling(view, words),
         f"## {words('plots')}",
         *_plots(view.folder, words),

@@ -188,7 +188,12 @@ def _mark(cell: CellState) -> str:
     """A dagger where ``flag_lines`` has something of the cell or one of its runs."""
     flagged = any((run.metrics or {}).get("flags") for run in cell.runs)
     scattered = cell.samples_per_s is not None and cell.samples_per_s.scattered
-    return " †" if flagged or scattered or _left_out(cell) else ""
+    return " †" if flagged or scattered or _too_short(cell) or _left_out(cell) else ""
+
+
+def _too_short(cell: CellState) -> bool:
+    """Whether the run behind the cell's figures has no interval."""
+    return cell.metrics is not None and cell.metrics["window_too_short"] is not None
 
 
 def _left_out(cell: CellState) -> list[Run]:
@@ -360,6 +365,8 @@ def flag_lines(survey: Survey, words: Words) -> list[str]:
         if cell.samples_per_s and cell.samples_per_s.scattered:
             share = figures.percent(cell.samples_per_s.cv, words)
             lines.append(f"`{cell.cell.name}`: {words('scattered', cv=share)}")
+        if _too_short(cell) and cell.median and cell.median.metrics:
+            lines.append(f"`{cell.median.name}`: {_interval(cell.median.metrics, words)}")
         lines += [
             f"`{run.name}`: {state_text(run.state, run.note, words)}" for run in _left_out(cell)
         ]

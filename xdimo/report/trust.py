@@ -194,7 +194,7 @@ def comparison_table(view: Survey, words: Words) -> Table:
 
 
 def _reference(view: Survey, name: str, words: Words) -> str:
-    """The reference implementation's: tuned kernels favour the card that they were tuned on."""
+    """Both cells in the reference implementation: tuned kernels favour one card."""
     mine, base = (view.bench.reference_twin(cell) for cell in (name, view.bench.baseline))
     ratio = view.speedup(mine, base)
     return words("pending") if ratio is None else figures.times(ratio)

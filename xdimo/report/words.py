@@ -29,11 +29,14 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "none": ("none", "无"),
     # section headings
-    "main": ("Results: each target at its baseline variant", "结果：各硬件的基准配置"),
-    "best": ("Best variant of each target", "各硬件的最佳配置"),
+    "main": ("Results: each target at its baseline variant", "结果：各硬件的基线变体"),
+    "best": ("Best variant of each target", "各硬件的最佳变体"),
     "definitions": ("How each number is made", "各数字的计算方法"),
     "plots": ("Plots", "图"),
-    "modes": ("Both data modes of the baseline", "基准配置的两种数据模式"),
+    "modes": (
+        "Data modes: each target's baseline, and cells measured in both",
+        "数据模式：各硬件的基线，以及两种模式都已测的单元",
+    ),
     "trust": ("Why these figures may be believed", "这些数字为何可信"),
     "hours": ("Hours of training", "训练所需小时数"),
     "cells": ("Cells and their commands", "各单元及其命令"),
@@ -49,7 +52,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "median step `step.step_s`, memory `memory.peak_reserved_gib`, data wait "
         "`step.data_wait_s`, loss `step.loss`; state, attempt and host `run.json`. Range, CV and "
         "speedup interval are of all measured runs of the cells, which *Run by run* has.",
-        "此处及以下，单元名链接到其中位运行的日志，每次运行的行链接到它自己的日志。所用日志行：速率、"
+        "此处及以下，单元名链接到其中位数运行的日志，每次运行的行链接到它自己的日志。所用日志行：速率、"
         "区间、MFU 与小时数 `window.wall_s` 和 `step.step_s`，单步中位数 `step.step_s`，显存 "
         "`memory.peak_reserved_gib`，等待数据 `step.data_wait_s`，损失 `step.loss`；"
         "状态、尝试与主机 `run.json`。范围、变异系数与加速比区间取自各单元的所有已测运行，"
@@ -68,22 +71,25 @@ WORDS: dict[str, tuple[str, str]] = {
     "classes": (
         "**Classes of steps** (log lines `step`): how many, and their median. Only regular steps "
         "vary by chance and make the interval; all timed ones are in the throughput. Steady from: "
-        "the first step that already took what the window's steps take. Alike: autocorrelation "
-        "time, in steps.",
+        "the first step that already took what the window's steps take.",
         "**步的类别**（日志行 `step`）：个数与中位数。只有常规步随机波动并构成置信区间；"
-        "所有计时步都计入吞吐量。稳态起始步：用时已与窗口相同的第一步。相关：自相关时间，以步计。",
+        "所有计时步都计入吞吐量。稳态起始步：用时已与窗口相同的第一步。",
     ),
     "comparison": (
         "**What stands beside each speedup**: shown, not refused. Where model, precision, FLOP "
-        "formula, data mode or dataset differ there is no speedup.",
+        "formula, data mode or dataset differ there is no speedup. Speedup of the reference: the "
+        "same ratio, both cells in the reference implementation, which is tuned for no card.",
         "**加速比的旁注**：只列出，不据此拒绝。模型、精度、浮点公式、数据模式或数据集不同，"
-        "则不给加速比。",
+        "则不给加速比。参考实现的加速比：两个单元都用参考实现时的同一比值，参考实现没有针对任何卡调优。",
     ),
     "ceilings": (
         "**Ceilings** (log lines `calibration`, mean of ranks, before and after): MFU against the "
-        "declared peak, the tensor peak, and a large square product measured on the same cards.",
+        "declared peak, the tensor peak, and a large square product measured on the same cards. "
+        "A GPU whose product after differs by over 5 % from before flags its row; a CPU does not: "
+        "what it gives to plain work nobody keeps steady.",
         "**上限**（日志行 `calibration`，各进程前后平均）：相对声明峰值、张量峰值，"
-        "以及在同一批卡上实测的大矩阵乘的 MFU。",
+        "以及在同一批卡上实测的大矩阵乘的 MFU。GPU 的矩阵乘前后相差超过 5 % 则标记该行；"
+        "CPU 不标记：其矩阵乘速率本来就不稳定。",
     ),
     "under_load": (
         "**Cards under load** (log lines `telemetry`, over the timed window). Power is of all "
@@ -94,8 +100,12 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "drift": (
         "**Drift** (log lines `step` and `telemetry`): the first tenth of the timed window → its "
-        "last. A window of seconds says little of heat: `config/long.yaml` trains for minutes.",
+        "last, medians of the steps. Where a cell has a throughput, no change of over 2 % stood "
+        "out from the scatter of its steps: what stands here may be that scatter. A window of "
+        "seconds says little of heat: `config/long.yaml` trains for minutes.",
         "**漂移**（日志行 `step` 与 `telemetry`）：计时窗口最初十分之一 → 最后十分之一。"
+        "单步时间取中位数。有吞吐量的单元，没有超过 2 % 且能与随机波动区分的变化；"
+        "此处所见可能只是波动。"
         "几秒的窗口说明不了热漂移：`config/long.yaml` 训练数分钟。",
     ),
     "shares": (
@@ -105,7 +115,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "all-reduce 只计未被掩盖的部分。",
     ),
     "steady_from": ("Steady from step", "稳态起始步"),
-    "tau": ("Alike", "相关"),
+    "tau": ("Autocorrelation time, steps", "自相关时间，步"),
     "class_regular": ("Regular", "常规"),
     "class_first": ("First", "首步"),
     "class_capture": ("Capture", "捕获"),
@@ -124,7 +134,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "gemm_change": ("After against before", "之后相对之前"),
     "copy": ("Copy, GB/s", "复制，GB/s"),
     "all_reduce": ("All-reduce, GB/s", "All-reduce，GB/s"),
-    "sm_mhz": ("SM MHz, median (lowest)", "SM MHz，中位（最低）"),
+    "sm_mhz": ("SM MHz, median (lowest)", "SM MHz，中位数（最低）"),
     "memory_mhz": ("Memory MHz", "显存 MHz"),
     "power": ("Power, W", "功率，W"),
     "energy": ("J/sample", "J/样本"),
@@ -149,6 +159,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "stated": ("stated", "标称"),
     "measured": ("measured", "实测"),
     "not_calibrated": ("not calibrated", "未校准"),
+    "products": ("points: measured products m × k × n", "点：实测矩阵乘 m × k × n"),
+    "measured_product": ("measured product {tflops}", "实测矩阵乘 {tflops}"),
     "axis_tflops": ("TFLOP/s a card (log)", "每卡 TFLOP/s（对数）"),
     "axis_intensity": ("FLOPs a byte (log)", "每字节浮点运算（对数）"),
     "title_roofline": (
@@ -190,9 +202,12 @@ WORDS: dict[str, tuple[str, str]] = {
     "declared_model": ("Declared model", "声明的模型"),
     "effective_model": ("Effective model", "实际的模型"),
     "confidence": ("Confidence", "可信度"),
-    "note": ("Note", "备注"),
+    "their_note": ("Their note", "原记录的备注"),
     "video": ("Video", "视频"),
     "status": ("Status", "状态"),
+    "video_short": ("short", "过短"),
+    "video_duplicate": ("duplicate", "重复"),
+    "video_unreadable": ("unreadable", "不可读"),
     "reason": ("Reason", "原因"),
     "commit": ("Commit", "提交"),
     "dirty": ("Dirty", "有未提交修改"),
@@ -246,11 +261,11 @@ WORDS: dict[str, tuple[str, str]] = {
     "scattered": ("repeats differ: coefficient of variation {cv}", "重复之间差异大：变异系数 {cv}"),
     "cv": ("CV", "变异系数"),
     "speedup_ci95": ("Speedup, 95 % interval", "加速比的 95 % 置信区间"),
-    "baseline": ("baseline", "基准"),
-    "some_variants": ("{done} of {all} variants measured", "已测 {done} / {all} 个配置"),
+    "baseline": ("baseline", "基线"),
+    "some_variants": ("{done} of {all} variants measured", "已测 {done} / {all} 个变体"),
     "at": ("{value} at bs{batch}", "{value}（bs{batch}）"),
     # figures
-    "unknown": ("n/a", "无"),
+    "unknown": ("n/a", "n/a"),
     "tensor": ("tensor", "张量"),
     "declared": ("declared", "声明"),
     "host_memory": ("{value} GiB host", "{value} GiB 主机内存"),
@@ -317,6 +332,10 @@ WORDS: dict[str, tuple[str, str]] = {
     # plots
     "no_plots": ("Not drawn yet: `xdimo plot` draws them.", "尚未绘制：用 `xdimo plot` 绘制。"),
     "no_peak": ("no known peak", "峰值未知"),
+    "no_peak_measured": (
+        "no known peak; {share} of the measured product",
+        "峰值未知；为实测矩阵乘的 {share}",
+    ),
     "no_data": ("no measurement yet", "尚无测量"),
     "axis_speedup": ("speedup over {baseline}", "相对 {baseline} 的加速比"),
     "axis_throughput": ("samples/s", "样本/秒"),
@@ -327,24 +346,25 @@ WORDS: dict[str, tuple[str, str]] = {
     "title_speedup": ("Speedup", "加速比"),
     "title_throughput": ("Throughput", "吞吐量"),
     "title_mfu": ("MFU against the tensor peak", "相对张量峰值的 MFU"),
-    "title_memory": ("Peak memory, and what the card has", "内存峰值与显卡显存"),
+    "title_memory": ("Peak memory", "内存峰值"),
     "title_steps": ("Step time, warm-up shaded", "单步时间（阴影为预热）"),
     "whiskers": (
         "bar: median run; whisker: min to max of repeats",
-        "柱：中位运行；须：重复的最小至最大",
+        "柱：中位数运行；须：重复的最小至最大",
     ),
     "against_declared": ("against the declared peak", "相对声明峰值"),
     "card": ("card", "显卡"),
+    "card_frame": ("frame: what the card has", "外框：显卡显存"),
     "host_process": ("host, largest process", "主机，最大进程"),
 }
 
-# Definitions above the tables they govern; each a bullet.
+# Definitions, after the tables that they govern; each a bullet.
 DEFINITIONS: tuple[tuple[str, str], ...] = (
     (
         "**Row**: one cell, `target-bsN` with N clips a GPU; all its figures are of one run, "
         "the median one by samples/s (of an even number the lower middle), named under the table.",
         "**行**：一个单元，`target-bsN` 表示每 GPU N 个片段。整行数字来自同一次运行，"
-        "即按样本/秒的中位运行（偶数次取中间较低者），其名称列在表下。",
+        "即样本/秒排在中间的中位数运行（偶数次取中间较低者），其名称列在表下。",
     ),
     (
         "**Parameters**: all of the model, position tables included: {parameters}.",
@@ -385,8 +405,8 @@ DEFINITIONS: tuple[tuple[str, str], ...] = (
         "**Speedup**: samples/s over those of `{baseline}`. **Iso-batch**: samples/s over those of "
         "the baseline's target at the same clips a GPU; where it lacks this variant, both at the "
         "largest one they share, which is named.",
-        "**加速比**：样本/秒与 `{baseline}` 之比。**同批量加速比**：与基准目标在相同的每 GPU "
-        "片段数下之比；若没有该配置，则双方取共有的最大者，并注明。",
+        "**加速比**：样本/秒与 `{baseline}` 之比。**同批量加速比**：与基线所在硬件在相同的每 GPU "
+        "片段数下之比；若没有该变体，则双方取共有的最大者，并注明。",
     ),
     (
         "**Step**: one optimizer step; the median of the timed steps. **Data wait**: share of the "
