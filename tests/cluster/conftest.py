@@ -1,5 +1,6 @@
 """A Slurm for the session, and a site for each test."""
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from tests.cluster.place import Place, place
 def slurm() -> Iterator[slurms.Slurm]:
     if reason := slurms.missing():
         pytest.skip(reason)
+    # Controllers are to mind signals, whatever started these tests (a shell's background, nohup).
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     cluster, daemons = slurms.start()
     yield cluster
     slurms.stop(cluster, daemons)
