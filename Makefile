@@ -44,7 +44,7 @@ demo: install
 	@echo "The plots:  $$(ls results/demo/plots/*.png | tr '\n' ' ')"
 
 test: install
-	$(BIN)/python -m pytest -n 4
+	$(BIN)/python -m pytest -n 4 --dist worksteal
 
 check: install
 	$(BIN)/ruff check
