@@ -270,7 +270,7 @@ def test_a_transcript_names_no_user_and_answers_again(tmp_path: Path) -> None:
     answer = replay(tmp_path)
     assert answer(["jjobs", "-u", "all"]).text == "JOBID USER STAT\n7 user RUN\n8 user PEND\n"
     assert answer(["jjobs", "-u", "all"]).text == "JOBID USER STAT\n"
-    assert "zhang" not in mask("Job <7>, User <zhang>, in /home/zhang/x")
+    assert "zhang" not in mask("Job <7>, User <zhang>, Output File <zhang/x>")
     with pytest.raises(UserError, match=r"no .*answer to jhosts"):
         answer(["jhosts"])
 

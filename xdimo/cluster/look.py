@@ -33,7 +33,7 @@ class _Wanted:
 
 def look(bench: Bench, hardware: Hardware, transcript: Path | None) -> Iterator[Finding]:
     """Line by line, as each is found."""
-    if any(bench.targets[name].queue for name in bench.targets):
+    if any(target.queue for target in bench.targets.values()):
         try:
             site = site_of(bench, transcript)
         except UserError as error:

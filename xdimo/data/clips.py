@@ -5,6 +5,7 @@ next global batch of it, and a rank its part of that. Every draw depends on (see
 alone, so neither the number of workers nor that of ranks changes what a clip is.
 """
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from functools import lru_cache
 from pathlib import Path
@@ -61,7 +62,7 @@ def batch(
     return [(epoch, int(permutation(seed, epoch, dataset_size)[place])) for epoch, place in places]
 
 
-class _Clips(Dataset[dict[str, Any]]):
+class _Clips(Dataset[dict[str, Any]], ABC):
     """One item a step: a rank's whole batch, with the epoch of its first clip.
 
     ``content``: hash of the videos. ``vae``: id of what made the latents; None where none are read.
@@ -101,8 +102,9 @@ class _Clips(Dataset[dict[str, Any]]):
         tensors = {key: torch.stack([clip[key] for clip in clips]) for key in clips[0]}
         return {"epoch": places[0][0], **tensors}
 
+    @abstractmethod
     def _clip(self, index: int, start: int, flip: bool) -> dict[str, Tensor]:
-        raise NotImplementedError
+        """One clip of video ``index`` from frame ``start`` on, flipped or not."""
 
 
 class CachedClips(_Clips):
