@@ -1,20 +1,13 @@
-"""The verbs, their arguments and examples. Each imports what it needs only when it runs."""
+"""The command line: every verb with its arguments and an example."""
 
-import json
-import os
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from xdimo import __version__
-from xdimo.errors import UserError
-
-if TYPE_CHECKING:
-    from xdimo.config import Bench
+from xdimo import __version__, verbs
 
 Run = Callable[[Namespace], int | None]
-CONFIG = [Path("config/config.yaml")]
 
 
 def parser() -> ArgumentParser:
@@ -24,10 +17,10 @@ def parser() -> ArgumentParser:
         "`xdimo <verb> --help` shows an example of each.",
     )
     top.add_argument("--version", action="version", version=f"xdimo {__version__}")
-    verbs = top.add_subparsers(dest="verb", required=True, metavar="<verb>")
+    group = top.add_subparsers(dest="verb", required=True, metavar="<verb>")
 
     def verb(name: str, run: Run, summary: str, example: str) -> ArgumentParser:
-        sub = verbs.add_parser(
+        sub = group.add_parser(
             name,
             help=summary,
             description=summary,
@@ -39,7 +32,7 @@ def parser() -> ArgumentParser:
 
     sub = verb(
         "fetch",
-        _fetch,
+        verbs.fetch,
         "fetch the videos that the config pins in public packages",
         "xdimo fetch --config config/demo.yaml",
     )
@@ -49,7 +42,7 @@ def parser() -> ArgumentParser:
 
     sub = verb(
         "manifest",
-        _manifest,
+        verbs.manifest,
         "probe every video: hash, frames, the decoder that reads it exactly",
         "xdimo manifest data/FaceForensics --expected 704 --output results/data/manifest.json",
     )
@@ -63,7 +56,7 @@ def parser() -> ArgumentParser:
 
     sub = verb(
         "latents",
-        _latents,
+        verbs.latents,
         "encode every frame with the VAE: posterior mean and std on disk",
         "xdimo latents results/data/manifest.json --videos data/FaceForensics "
         "--config config/config.yaml --output results/data/latents/index.json",
@@ -77,7 +70,7 @@ def parser() -> ArgumentParser:
 
     sub = verb(
         "choose",
-        _choose,
+        verbs.choose,
         "time every implementation that this machine can run at a target's batches; name the best",
         "xdimo choose gpu_h200 --output results/runs/2026-11/choice-gpu_h200.json",
     )
@@ -89,7 +82,7 @@ def parser() -> ArgumentParser:
 
     sub = verb(
         "spec",
-        _spec,
+        verbs.spec,
         "write the self-contained spec of one run",
         "xdimo spec gpu_h200-bs4-r1 --manifest results/data/manifest.json --output spec.json",
     )
@@ -103,7 +96,7 @@ def parser() -> ArgumentParser:
 
     sub = verb(
         "launch",
-        _launch,
+        verbs.launch,
         "train one run and write how it ended",
         "xdimo launch spec.json --data results/data/latents/index.json --output run.json",
     )
@@ -115,7 +108,7 @@ def parser() -> ArgumentParser:
 
     sub = verb(
         "train",
-        _train,
+        verbs.train,
         "one process of a run (launch starts it under torchrun)",
         "xdimo train spec.json --data results/data/latents/index.json --folder out",
     )
@@ -126,7 +119,7 @@ def parser() -> ArgumentParser:
 
     sub = verb(
         "calibrate",
-        _calibrate,
+        verbs.calibrate,
         "what a card gives to plain work, beside its peaks; under torchrun, several cards",
         "xdimo calibrate --clips 1 16",
     )
@@ -139,7 +132,7 @@ def parser() -> ArgumentParser:
 
     sub = verb(
         "metrics",
-        _metrics,
+        verbs.metrics,
         "derive the numbers of one run from its records",
         "xdimo metrics results/runs/2026-11/gpu_h200-bs4-r1/run.json --output metrics.json",
     )
@@ -149,7 +142,7 @@ def parser() -> ArgumentParser:
 
     sub = verb(
         "report",
-        _report,
+        verbs.report,
         "render the tables from whatever exists, now",
         "xdimo report --config config/config.yaml",
     )
@@ -158,7 +151,7 @@ def parser() -> ArgumentParser:
 
     sub = verb(
         "plot",
-        _plot,
+        verbs.plot,
         "draw the plots from whatever exists, now",
         "xdimo plot --config config/config.yaml",
     )
@@ -167,7 +160,7 @@ def parser() -> ArgumentParser:
 
     sub = verb(
         "describe",
-        _describe,
+        verbs.describe,
         "parameters and FLOPs of a model",
         "xdimo describe S/2 --experts 4 --top-k 2 --json",
     )
@@ -180,7 +173,7 @@ def parser() -> ArgumentParser:
 
     sub = verb(
         "audit",
-        _audit,
+        verbs.audit,
         "re-derive claimed TFLOP/s and MFU, and name the mistakes that explain them",
         "xdimo audit config/history.csv results/runs/2026-11",
     )
@@ -198,7 +191,7 @@ def parser() -> ArgumentParser:
 
     sub = verb(
         "doctor",
-        _doctor,
+        verbs.doctor,
         "look before anything is submitted: queue, cards, data, disk; each line ok or what to mend",
         "xdimo doctor --config config/config.yaml --transcript answers",
     )
@@ -210,7 +203,7 @@ def parser() -> ArgumentParser:
 
     sub = verb(
         "status",
-        _status,
+        verbs.status,
         "where each run stands: waiting, pending, running, or how it ended",
         "xdimo status --config config/config.yaml",
     )
@@ -218,7 +211,7 @@ def parser() -> ArgumentParser:
 
     sub = verb(
         "cancel",
-        _cancel,
+        verbs.cancel,
         "end jobs, and drop what waits to be submitted; none is tried again",
         "xdimo cancel gpu_h200 --config config/config.yaml",
     )
@@ -227,7 +220,7 @@ def parser() -> ArgumentParser:
 
     sub = verb(
         "keep",
-        _keep,
+        verbs.keep,
         "copy the campaign's records and summary to where git keeps them",
         "xdimo keep --config config/config.yaml",
     )
@@ -235,7 +228,7 @@ def parser() -> ArgumentParser:
 
     sub = verb(
         "history",
-        _history,
+        verbs.history,
         "append the campaign's measured rows to the history table",
         "xdimo history add 2026-11",
     )
@@ -257,7 +250,7 @@ def _path(sub: ArgumentParser, name: str, **options: Any) -> None:
 
 def _config(sub: ArgumentParser) -> None:
     help = "config/config.yaml; of several, later ones replace single values"
-    _path(sub, "--config", nargs="+", default=CONFIG, help=help)
+    _path(sub, "--config", nargs="+", default=verbs.CONFIG, help=help)
     sub.add_argument("--override", default="{}", help="values instead of the file's, as JSON")
 
 
@@ -265,348 +258,3 @@ def _sources(sub: ArgumentParser) -> None:
     _path(sub, "--data", required=True, help="latents' index.json; online: manifest.json")
     _path(sub, "--videos", help="folder of videos (online mode)")
     _path(sub, "--vae", help="AutoencoderKL folder (online mode); none = random weights")
-
-
-def _bench(arguments: Namespace) -> "Bench":
-    from xdimo.load import load
-
-    if getattr(arguments, "records", None) and arguments.config == CONFIG:
-        arguments.config = [arguments.records / "config.json"]
-    return load(arguments.config, _json(arguments.override, "--override"))
-
-
-def _named(paths: list[Path]) -> str:
-    return " ".join(map(str, paths))
-
-
-def _json(text: str, option: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{option}: not JSON ({error})") from None
-
-
-def _vae_weights(weights: Path | str | None) -> Path | None:
-    """The weights file of an AutoencoderKL folder; None for random weights."""
-    if weights is None or str(weights) == "random":
-        return None
-    from xdimo.data.vae import locate
-
-    _, file = locate(Path(weights))
-    return file
-
-
-def _fetch(arguments: Namespace) -> None:
-    from xdimo.config import Dataset
-    from xdimo.data.fetch import fetch
-    from xdimo.load import parse
-
-    if arguments.plan:
-        dataset = parse(Dataset, _json(arguments.plan, "--plan"))
-    else:
-        dataset = _bench(arguments).dataset
-    if not dataset.fetch:
-        raise UserError("dataset.fetch: empty; put the videos into dataset.videos yourself")
-    fetch(dataset.fetch, Path(dataset.videos), arguments.cache)
-
-
-def _manifest(arguments: Namespace) -> None:
-    from xdimo.data.manifest import build
-
-    manifest = build(
-        arguments.videos,
-        arguments.output,
-        window=arguments.window,
-        expected=arguments.expected,
-        decoder=arguments.decoder,
-        timeout_s=arguments.timeout_s,
-        workers=arguments.workers,
-    )
-    print(f"{arguments.output}: {manifest.counts}")
-
-
-def _latents(arguments: Namespace) -> None:
-    from xdimo.data.latents import build
-    from xdimo.load import parse
-    from xdimo.spec import LatentsPlan, latents_plan, vae_spec
-
-    if arguments.plan:
-        plan = parse(LatentsPlan, _json(arguments.plan, "--plan"))
-    else:
-        plan = latents_plan(_bench(arguments))
-    weights = _vae_weights(plan.vae.weights)
-    build(
-        arguments.manifest,
-        arguments.videos,
-        vae_spec(plan.vae, weights),
-        weights,
-        arguments.output,
-        size=plan.size,
-        flip=plan.flip,
-        batch_frames=plan.batch_frames,
-        device=arguments.device,
-    )
-
-
-def _choose(arguments: Namespace) -> None:
-    from xdimo.load import load_hardware, parse
-    from xdimo.spec import ChoicePlan, choice_plan
-    from xdimo.train.choose import choose, text
-
-    if arguments.plan:
-        plan = parse(ChoicePlan, _json(arguments.plan, "--plan"))
-    else:
-        bench = _bench(arguments)
-        if arguments.target not in bench.targets:
-            known = ", ".join(bench.targets)
-            raise UserError(f"{arguments.target!r} is no target; allowed: {known}")
-        plan = choice_plan(bench, arguments.target)
-    print(text(choose(plan, load_hardware(arguments.hardware), arguments.output)))
-
-
-def _spec(arguments: Namespace) -> None:
-    from xdimo.data.manifest import read
-    from xdimo.files import write_json
-    from xdimo.spec import chosen_in, plan, resolve
-
-    if arguments.plan:
-        planned, vae = _json(arguments.plan, "--plan"), arguments.vae
-    else:
-        bench = _bench(arguments)
-        planned, vae = plan(bench, arguments.run_name), arguments.vae or bench.vae.weights
-    chosen = planned["implementation"]
-    if chosen is None:
-        if arguments.choice is None:
-            raise UserError("train.implementation: auto; give --choice <what xdimo choose wrote>")
-        clips = planned["clips_per_gpu"]
-        chosen = chosen_in(arguments.choice, clips)
-        if chosen is None:
-            raise UserError(f"{arguments.choice}: nothing of {clips} clips a GPU; choose again")
-    spec = resolve(planned, read(arguments.manifest).dataset, _vae_weights(vae), chosen)
-    write_json(arguments.output, spec.to_json())
-    print(f"{arguments.output}: {spec.hash}")
-
-
-def _launch(arguments: Namespace) -> int:
-    from xdimo.load import load_hardware
-    from xdimo.train.launch import launch
-
-    return launch(
-        arguments.spec,
-        data=arguments.data,
-        videos=arguments.videos,
-        vae=arguments.vae,
-        output=arguments.output,
-        hardware=load_hardware(arguments.hardware),
-        walltime_min=arguments.walltime_min,
-    )
-
-
-def _train(arguments: Namespace) -> None:
-    from xdimo.train.rank import run
-
-    run(
-        arguments.spec,
-        arguments.folder,
-        data=arguments.data,
-        videos=arguments.videos,
-        vae_weights=_vae_weights(arguments.vae),
-        resume=arguments.resume,
-    )
-
-
-def _calibrate(arguments: Namespace) -> None:
-    from xdimo.config import Model
-    from xdimo.load import load_hardware, parse
-    from xdimo.spec import model_spec
-    from xdimo.train.calibrate import by_hand, text
-
-    model = model_spec(parse(Model, {"size": arguments.size}))
-    if min(arguments.clips) < 1:
-        raise UserError(f"--clips: {min(arguments.clips)}; expected 1 or more")
-    found = by_hand(model, arguments.clips, arguments.precision, arguments.device)
-    if found is None:  # another rank prints
-        return
-    rates, devices = found
-    if arguments.json:
-        print(json.dumps({"devices": devices, "ranks": rates}, indent=1))
-    else:
-        print(text(rates, devices, load_hardware(arguments.hardware), arguments.precision))
-
-
-def _metrics(arguments: Namespace) -> None:
-    from xdimo.load import load_hardware
-    from xdimo.measure.metrics import write
-
-    write(arguments.run_json, load_hardware(arguments.hardware), arguments.output)
-
-
-def _report(arguments: Namespace) -> None:
-    from xdimo.load import load_hardware
-    from xdimo.report import TABLES
-    from xdimo.report.summary import render, write
-
-    bench = _bench(arguments)
-    summary = render(
-        bench, load_hardware(bench.hardware), _named(arguments.config), arguments.records
-    )
-    folder = arguments.records or Path(bench.results)
-    write(summary, folder)
-    if not arguments.records and not _all_measured(bench):
-        # Older than what it is made from, so that Snakemake does not take it for the finished one.
-        made_from = (bench.hardware, bench.history)
-        time = min(os.stat(path).st_mtime for path in made_from if os.path.exists(path)) - 1
-        for name in TABLES:
-            os.utime(folder / name, (time, time))
-    print(folder / "summary.md")
-
-
-def _all_measured(bench: "Bench") -> bool:
-    folder = Path(bench.runs_folder)
-    runs = bench.runs(bench.in_service)
-    return all((folder / run / "metrics.json").exists() for run in runs)
-
-
-def _plot(arguments: Namespace) -> None:
-    from xdimo.load import load_hardware
-    from xdimo.report.plots import draw
-
-    bench = _bench(arguments)
-    folder = (arguments.records or Path(bench.results)) / "plots"
-    for path in draw(bench, load_hardware(bench.hardware), folder, arguments.records):
-        print(path)
-
-
-def _describe(arguments: Namespace) -> None:
-    from xdimo.config import Model, Vae
-    from xdimo.load import check_model, parse
-    from xdimo.model.describe import describe, text
-    from xdimo.spec import model_spec
-
-    vae = Vae()
-    top_k = min(2, arguments.experts) if arguments.top_k is None else arguments.top_k
-    model = parse(Model, {"size": arguments.size, "experts": arguments.experts, "top_k": top_k})
-    check_model(model)
-    if arguments.frames < 1:
-        raise UserError(f"--frames: {arguments.frames}; expected 1 or more")
-    unit = vae.factor * model.patch
-    if arguments.pixels < 1 or arguments.pixels % unit:
-        raise UserError(f"--pixels: {arguments.pixels}; expected a multiple of {unit}")
-    description = describe(
-        model_spec(model),
-        frames=arguments.frames,
-        latent_size=arguments.pixels // vae.factor,
-        latent_channels=vae.latent_channels,
-    )
-    print(json.dumps(description, indent=1) if arguments.json else text(description))
-
-
-def _audit(arguments: Namespace) -> int:
-    from xdimo.load import load_hardware
-    from xdimo.report.audit import as_json, as_text, broken, collect
-
-    hardware = load_hardware(arguments.hardware)
-    if arguments.card is not None and arguments.card not in hardware.cards:
-        known = ", ".join(hardware.cards)
-        raise UserError(f"--card: {arguments.card!r} is no card; allowed: {known}")
-    paths = arguments.paths or [Path("config/history.csv")]
-    findings = list(broken(paths, hardware)) if arguments.strict else []
-    for finding in findings:
-        print(f"{finding} [{finding.rule}]")
-    found = collect(
-        paths,
-        hardware,
-        card=arguments.card,
-        gpus=arguments.gpus,
-        global_batch=arguments.global_batch,
-        model=arguments.model,
-    )
-    print(as_json(found, hardware) if arguments.json else as_text(found, hardware))
-    return 1 if findings else 0
-
-
-def _doctor(arguments: Namespace) -> int:
-    from xdimo.cluster.look import look
-    from xdimo.load import load_hardware
-
-    bench = _bench(arguments)
-    hardware = load_hardware(bench.hardware)
-    for name in filter(None, (arguments.on, arguments.here)):
-        if name not in bench.targets:
-            raise UserError(f"{name!r} is no target; allowed: {', '.join(bench.targets)}")
-    if arguments.here:
-        from xdimo.cluster.preflight import check
-
-        findings = check(bench, hardware, arguments.here)
-    elif arguments.on:
-        from xdimo.cluster.campaign import look_on
-
-        override = _json(arguments.override, "--override")
-        findings = look_on(bench, arguments.on, list(map(str, arguments.config)), override)
-    else:
-        findings = look(bench, hardware, arguments.transcript)
-    found = []
-    for finding in findings:
-        print(finding, flush=True)
-        found.append(finding)
-    if arguments.output:
-        from dataclasses import asdict
-
-        from xdimo.files import write_json
-
-        write_json(arguments.output, {"lines": [asdict(finding) for finding in found]})
-    return int(not all(finding.ok for finding in found))
-
-
-def _status(arguments: Namespace) -> None:
-    from xdimo.cluster.campaign import site_of
-    from xdimo.cluster.watch import lines
-
-    bench = _bench(arguments)
-    for line in lines(bench, site_of(bench)):
-        print(line)
-
-
-def _cancel(arguments: Namespace) -> None:
-    from xdimo.cluster.campaign import cancel
-
-    bench = _bench(arguments)
-    print(cancel(bench, arguments.names))
-
-
-def _keep(arguments: Namespace) -> None:
-    from xdimo.load import load_hardware
-    from xdimo.report.keep import keep
-
-    bench = _bench(arguments)
-    folder = Path("results/records") / bench.campaign
-    runs = keep(bench, load_hardware(bench.hardware), _named(arguments.config), folder)
-    print(f"{folder}: {len(runs)} runs")
-
-
-def _history(arguments: Namespace) -> None:
-    from xdimo.load import load_hardware
-    from xdimo.report.history import add
-
-    bench = _bench(arguments)
-    if arguments.campaign != bench.campaign:
-        raise UserError(
-            f"campaign {arguments.campaign!r} is not that of "
-            f"{_named(arguments.config)}: {bench.campaign!r}"
-        )
-    if bench.demo:
-        raise UserError("a demo's figures say nothing about any hardware: no history of it")
-    # Kept records last; those of a campaign not kept yet are the config's own.
-    kept = Path("results/records") / bench.campaign
-    _require_same(Path(bench.runs_folder), kept)
-    records = kept if kept.exists() else None
-    added = add(bench, load_hardware(bench.hardware), Path(bench.history), records)
-    print(f"{bench.history}: {added} rows added")
-
-
-def _require_same(runs: Path, kept: Path) -> None:
-    """Raises UserError where a run has been measured again since it was kept."""
-    for copy in sorted(kept.glob("*/run.json")):
-        newest = runs / copy.parent.name / "run.json"
-        if newest.exists() and newest.read_bytes() != copy.read_bytes():
-            raise UserError(f"{newest}: not what {copy} keeps; run `xdimo keep` first")
