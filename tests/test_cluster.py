@@ -1,7 +1,10 @@
 """The queue's decisions and readings, without a scheduler."""
 
+import json
 import os
+import re
 import subprocess
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import ROOT
 from tests.records import bench as matrix
-from xdimo.cluster import ending, preflight, script
+from tests.records import write_run
+from xdimo.cluster import ending, preflight, script, watch
 from xdimo.cluster.admission import Limits, admit
 from xdimo.cluster.dialects import (
     JH,
@@ -296,3 +300,21 @@ def test_the_profile_submits_all_and_only_what_needs_a_gpu() -> None:
 
 def test_the_step_of_a_preflight_is_captured_before_it_is_timed() -> None:
     assert preflight.STEPS["warmup"] > EAGER_STEPS
+
+
+def test_status_tells_the_step_of_a_running_run_and_when_it_ends(tmp_path: Path) -> None:
+    bench = matrix(tmp_path / "results")  # 2 steps of warm-up, 20 timed
+    folder = write_run(bench, "gpu_h200-bs1-r1", step_s=60)
+    log = folder / "attempts/1/log.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    header, *steps = (line for line in lines if '"header"' in line or '"step"' in line)
+    log.write_text("".join([header, *steps[:12]]) + '{"event": "st')  # being written
+    now = time.time()
+    since, step = watch._progress(folder)
+    assert since == f"since {json.loads(header)['started']}"
+    found = re.fullmatch(r"step 12 of 22, until (\d\d):(\d\d):(\d\d)", step)
+    assert found
+    hours, minutes, seconds = map(int, found.groups())
+    midnight = time.mktime((*time.localtime(now)[:3], 0, 0, 0, 0, 0, -1))
+    left_s = (midnight + 3600 * hours + 60 * minutes + seconds - now) % 86400
+    assert left_s == pytest.approx(600, rel=0.05)  # ten steps of a minute

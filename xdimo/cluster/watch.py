@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from xdimo.cluster.dialects import Job
 from xdimo.cluster.ledger import Entry, Ledger
@@ -123,8 +124,8 @@ def _progress(folder: Path) -> list[str]:
     if steps:
         planned = read_json(folder / "spec.json")["steps"]
         last = planned["warmup"] + planned["timed"]
-        pace = [step["step_s"] for step in steps[-20:]]
-        left_s = sum(pace) / len(pace) * (last - steps[-1]["step"])
+        pace_s = median(step["step_s"] for step in steps[-20:])  # the first step compiles
+        left_s = pace_s * (last - steps[-1]["step"])
         clock = time.strftime("%H:%M:%S", time.localtime(time.time() + left_s))
         notes.append(f"step {steps[-1]['step']} of {last}, until {clock}")
     return notes
