@@ -1,7 +1,8 @@
 """What `xdimo launch` does to files, signals and exit codes, without training anything.
 
-behave.json in the working directory says what runs do: {run or "*": {"seconds": 1,
-"ends": ["crash", "ok"]}}; the n-th attempt ends as the n-th of `ends`, the last holds for the rest.
+behave.json in the working directory says what runs do: {run or "*": {"seconds": 1, "held": true,
+"ends": ["crash", "ok"]}}. A held run goes on until a file `released` is there; the n-th attempt
+ends as the n-th of `ends`, the last holds for the rest.
 """
 
 import hashlib
@@ -19,9 +20,12 @@ canonical = json.dumps(spec, sort_keys=True, separators=(",", ":"), ensure_ascii
 spec_hash = "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 with open("behave.json") as file:
     behave = json.load(file)
-behave = {"seconds": 1, "ends": ["ok"], **behave.get("*", {}), **behave.get(spec["run"], {})}
+behave = {**behave.get("*", {}), **behave.get(spec["run"], {})}
+behave = {"seconds": 1, "held": False, "deaf": False, "ends": ["ok"], **behave}
 names = ("JH_JOBID", "LSB_JOBID", "SLURM_JOB_ID")
 job = next(os.environ[name] for name in names if name in os.environ)
+SIGNALS = () if behave["deaf"] else (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until there is an attempt to end
 attempts = os.path.join(os.path.dirname(output), "attempts")
 os.makedirs(attempts, exist_ok=True)
 number = 1 + max((int(name) for name in os.listdir(attempts)), default=0)
@@ -30,7 +34,6 @@ os.mkdir(folder)
 with open(os.path.join(folder, "log.jsonl"), "x") as log:
     log.write(json.dumps({"event": "header", "run": spec["run"], "job": job}) + "\n")
 started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-print(f"{spec['run']}: attempt {number}, job {job}", flush=True)
 
 
 def write(path, value):
@@ -70,10 +73,13 @@ def stop(signum, frame):
     end("timeout" if signum == signal.SIGUSR2 else "killed", name)
 
 
-if not behave.get("deaf"):
-    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
-        signal.signal(each, stop)
+for each in SIGNALS:
+    signal.signal(each, stop)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+print(f"{spec['run']}: attempt {number}, job {job}", flush=True)
 time.sleep(behave["seconds"])
+while behave["held"] and not os.path.exists("released"):
+    time.sleep(0.1)
 outcome = behave["ends"][min(number, len(behave["ends"])) - 1]
 if outcome == "vanish":  # dies without a word
     os.kill(os.getpid(), signal.SIGKILL)

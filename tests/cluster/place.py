@@ -97,6 +97,10 @@ class Place:
         named = {"*" if name == "default" else name: value for name, value in runs.items()}
         write_json(self.folder / "behave.json", named)
 
+    def release(self) -> None:
+        """Held runs go on to their ends, those too that are yet to begin."""
+        (self.folder / "released").touch()
+
     def snakemake(self, *arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
         """A controller; its output goes to <n>.out."""
         command = [sys.executable, "-m", "snakemake", "--snakefile"]
@@ -131,7 +135,7 @@ class Place:
         number = number % len(self.started)
         return (self.folder / f"{number}.out").read_text(errors="replace")
 
-    def finish(self, process: "subprocess.Popen[bytes]", timeout_s: float = 120) -> int:
+    def finish(self, process: "subprocess.Popen[bytes]", timeout_s: float = 240) -> int:
         try:
             return process.wait(timeout=timeout_s)
         except subprocess.TimeoutExpired:
@@ -248,7 +252,7 @@ class Watch:
             assert cards <= CARDS[partition], f"{partition}: {cards} cards"
 
 
-def until(what: Any, timeout_s: float = 60) -> Any:
+def until(what: Any, timeout_s: float = 120) -> Any:
     """Waits for ``what()`` to be true; returns it."""
     deadline = time.monotonic() + timeout_s
     while not (value := what()):
