@@ -43,7 +43,7 @@ def config(**changes: Any) -> dict[str, Any]:
             "command_timeout_s": 4,
             "latency_s": 1,
             "grace_s": 5,
-            "closed_s": 1.5,
+            "closed_s": 60,
         },
     }
     for name, target in value["targets"].items():

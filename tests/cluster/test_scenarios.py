@@ -324,7 +324,7 @@ def test_a_requeued_job_starts_afresh(site: Make) -> None:
 
 @pytest.mark.parametrize("when", ["from the start", "while its runs wait"])
 def test_a_target_whose_hosts_are_down(site: Make, when: str) -> None:
-    here = site(train__repeats=2)
+    here = site(train__repeats=2, queue__closed_s=1.5)
     here.behave(default={"seconds": 0.3})
     node = HOSTS["gpu_pro6000"]
 
