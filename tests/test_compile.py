@@ -1,0 +1,38 @@
+"""The fused step's kernels compile for cards that cannot be tried here, and fit their memory."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+KERNELS = {"count_choices", "begin_chunks", "place_choices", "matmul_rows", "weight_gradient"}
+KERNELS |= {"sum_tiles", "sum_choices", "spread", "residual_norm_forward"}
+KERNELS |= {"residual_norm_backward", "temporal_forward", "temporal_backward"}
+
+
+# RTX 6000 Ada, H100 and H200, RTX PRO 6000: the targets of the matrix.
+@pytest.mark.parametrize("capability", [89, 90, 120])
+@pytest.mark.skipif(find_spec("triton") is None, reason="torch comes without Triton on this system")
+def test_kernels_compile_and_fit(capability: int, tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "0",
+        "TRITON_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/compile_kernels.py", str(capability)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    compiled = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {line["kernel"] for line in compiled} == KERNELS
+    assert not [line for line in compiled if line["shared"] > line["limit"]]
