@@ -128,10 +128,18 @@ def _share(tflops_per_s: float | None, gpus: int, peak: float | None) -> float |
 OTHER_CARD = "not the target's card"
 
 
-def other_card(metrics: dict[str, Any]) -> str | None:
-    """The device of a run on a known card that is not its target's; its row is refused."""
-    flagged = any(flag.startswith(OTHER_CARD) for flag in metrics.get("flags", []))
-    return metrics["device"] if flagged else None
+def other_card(record: Record, hardware: Hardware) -> str | None:
+    """The device of a measured run on a known card that is not its target's: its row is refused.
+
+    Only the table of cards can tell, which no record has.
+    """
+    header = record.log.header if record.log else None
+    measured = record.run.outcome == "ok" and record.spec.device == "cuda"
+    if header is None or not measured or len(set(header.devices)) > 1:
+        return None
+    device = header.devices[0]
+    card = hardware.card_of(device)
+    return device if card and card != hardware.cards.get(record.spec.card) else None
 
 
 def _flags(record: Record, hardware: Hardware, metrics: dict[str, Any]) -> list[str]:
@@ -147,8 +155,8 @@ def _flags(record: Record, hardware: Hardware, metrics: dict[str, Any]) -> list[
         flags.append(f"devices differ: {metrics['device']}")
     elif spec.device == "cuda" and metrics["card"] is None:
         flags.append(f"unknown card: {metrics['device']}")
-    elif spec.device == "cuda" and metrics["card"] != _label(hardware, spec.card):
-        flags.append(f"{OTHER_CARD}: {metrics['device']}")
+    elif other := other_card(record, hardware):
+        flags.append(f"{OTHER_CARD}: {other}")
     if metrics["timed_steps"] != spec.steps.timed:
         flags.append(f"window shorter than asked: {metrics['timed_steps']}/{spec.steps.timed}")
     # Of each rank the loop, a thread for copies or collectives, and its loaders.
@@ -158,9 +166,3 @@ def _flags(record: Record, hardware: Hardware, metrics: dict[str, Any]) -> list[
     if record.run.code.dirty:
         flags.append("code dirty")
     return flags
-
-
-def _label(hardware: Hardware, card: str) -> str | None:
-    """None of a card that hardware.yaml no longer has."""
-    known = hardware.cards.get(card)
-    return known.label if known else None

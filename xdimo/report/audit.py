@@ -71,11 +71,10 @@ def broken(paths: Iterable[Path], hardware: Hardware) -> Iterator[Finding]:
 
 
 def _other_card(folder: Path, hardware: Hardware) -> Iterator[Finding]:
-    """Which card it ran on only the table of cards can tell, which no record has."""
     if outcome_path(folder, read_spec(folder / "spec.json").hash) is None:
         return
     record = read_run(folder)
-    if (device := other_card(derive(record, hardware))) and record.log:
+    if (device := other_card(record, hardware)) and record.log:
         detail = f"devices: {device}; the spec says {record.spec.card}"
         yield Finding(DECLARED_IS_EFFECTIVE, record.log.path, 1, detail)
 

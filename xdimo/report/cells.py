@@ -190,10 +190,10 @@ def _run(bench: Bench, hardware: Hardware, folder: Path, name: str, dataset: str
     changed = _changes(planned, record, dataset, implementation)
     if changed:
         return Run(name, folder, "changed", changed, record, attempts=tried)
-    metrics = derive(record, hardware)
-    if other := other_card(metrics):
+    if other := other_card(record, hardware):
         note = f"{OTHER_CARD}: {other}; the spec says {record.spec.card}"
         return Run(name, folder, "refused", note, record)
+    metrics = derive(record, hardware)
     if metrics.get("unsteady"):
         note = unsteady_text(metrics)
         return Run(name, folder, "unsteady", note, record, metrics, tried)

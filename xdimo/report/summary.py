@@ -89,7 +89,7 @@ def _document(view: Survey, past: list[claims.Row], config_path: str, words: Wor
         f"## {words('best')}",
         tables.best_table(view, words).markdown(words),
         _rows_from(view, tables.behind_best(view), words),
-        *_section("notes", tables.flag_lines(view, words), words),
+        *_section("notes", tables.note_lines(view, words), words),
         f"## {words('definitions')}",
         _bullets(_definitions(bench, words)),
         *_scaling(view, words),

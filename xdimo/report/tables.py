@@ -1,7 +1,8 @@
 """The tables: each a list of column keys and rows of text. xdimo.report.summary lays them out."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from os.path import relpath
 from pathlib import Path
 from typing import Any
@@ -185,20 +186,8 @@ def cell_link(survey: Survey, cell: CellState) -> str:
 
 
 def _mark(cell: CellState) -> str:
-    """A dagger where ``flag_lines`` has something of the cell or one of its runs."""
-    flagged = any((run.metrics or {}).get("flags") for run in cell.runs)
-    scattered = cell.samples_per_s is not None and cell.samples_per_s.scattered
-    return " †" if flagged or scattered or _too_short(cell) or _left_out(cell) else ""
-
-
-def _too_short(cell: CellState) -> bool:
-    """Whether the run behind the cell's figures has no interval."""
-    return cell.metrics is not None and cell.metrics["window_too_short"] is not None
-
-
-def _left_out(cell: CellState) -> list[Run]:
-    """Of a cell with figures, the runs that have none because they are not to be believed."""
-    return [run for run in cell.runs if cell.metrics and run.state in ("refused", "unsteady")]
+    """A dagger where a note is of the cell or one of its runs."""
+    return " †" if any(_notes(cell)) else ""
 
 
 def _relative(folder: Path, path: Path) -> str:
@@ -303,7 +292,7 @@ def runs_table(survey: Survey, words: Words) -> Table:
 
 
 def _run_row(survey: Survey, run: Run, words: Words) -> list[str]:
-    flags = [flag_text(flag, words) for flag in (run.metrics or {}).get("flags", [])]
+    flags = [_flag_text(flag, words) for flag in (run.metrics or {}).get("flags", [])]
     state = "; ".join([state_text(run.state, run.note, words), *flags, *_earlier(run, words)])
     outcome = run.record.run if run.record else None
     who = [str(outcome.attempt), outcome.host or ""] if outcome else ["", ""]
@@ -352,27 +341,37 @@ def _link(folder: Path, run: Run) -> str:
     return f"[{path.name}]({_relative(folder, path)})"
 
 
-def flag_lines(survey: Survey, words: Words) -> list[str]:
-    """What a reader must know of single runs, and of cells whose repeats differ or lack some."""
-    flagged: dict[str, list[str]] = {}
-    for run in survey.runs:
-        for flag in (run.metrics or {}).get("flags", []):
-            flagged.setdefault(flag, []).append(f"`{run.name}`")
-    lines = []
-    for flag, names in flagged.items():
-        lines.append(f"{', '.join(names)}: {flag_text(flag, words)}")
+def note_lines(survey: Survey, words: Words) -> list[str]:
+    """What a reader must know of runs and cells, a line each; those of one text together."""
+    names: dict[str, list[str]] = {}
     for cell in survey.cells.values():
-        if cell.samples_per_s and cell.samples_per_s.scattered:
-            share = figures.percent(cell.samples_per_s.cv, words)
-            lines.append(f"`{cell.cell.name}`: {words('scattered', cv=share)}")
-        if _too_short(cell) and cell.median and cell.median.metrics:
-            lines.append(f"`{cell.median.name}`: {_interval(cell.median.metrics, words)}")
-        lines += [
-            f"`{run.name}`: {state_text(run.state, run.note, words)}" for run in _left_out(cell)
-        ]
-    return lines
+        for name, text in _notes(cell):
+            names.setdefault(text(words), []).append(f"`{name}`")
+    return [f"{', '.join(of)}: {text}" for text, of in names.items()]
 
 
-def flag_text(flag: str, words: Words) -> str:
+def _notes(cell: CellState) -> Iterator[tuple[str, Callable[[Words], str]]]:
+    """Name of a run, or of the cell where its repeats differ, and what a reader must know of it.
+
+    A run without an interval is noted where the cell's figures are its; one that was refused or
+    never became steady where other runs gave the cell figures.
+    """
+    for run in cell.runs:
+        for flag in (run.metrics or {}).get("flags", []):
+            yield run.name, partial(_flag_text, flag)
+    if cell.samples_per_s and cell.samples_per_s.scattered:
+        yield cell.cell.name, partial(_scattered_text, cell.samples_per_s.cv)
+    if cell.median and cell.metrics and cell.metrics["window_too_short"]:
+        yield cell.median.name, partial(_interval, cell.metrics)
+    for run in cell.runs:
+        if cell.metrics and run.state in ("refused", "unsteady"):
+            yield run.name, partial(state_text, run.state, run.note)
+
+
+def _scattered_text(cv: float | None, words: Words) -> str:
+    return words("scattered", cv=figures.percent(cv, words))
+
+
+def _flag_text(flag: str, words: Words) -> str:
     what, _, detail = flag.partition(": ")
     return words("with_reason", word=words(what), note=detail) if detail else words(what)
