@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.cluster import slurm as slurms
 from tests.cluster.place import place, tally
-from tests.cluster.test_scenarios import kill_at_random
+from tests.cluster.test_controller import kill_at_random
 from xdimo.cluster.admission import Limits
 from xdimo.cluster.dialects import JH
 from xdimo.cluster.ledger import Ledger

@@ -1,4 +1,4 @@
-"""The summary: its states, its two languages, and every figure traced back to a log line."""
+"""The summary: its two languages, and every figure traced back to a log line."""
 
 import json
 import re
@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import records
+from summaries import HARDWARE, best_rows, main_rows, measure, rows_under, summary
 
 from xdimo.config import SIZES
-from xdimo.files import content_hash, read_json, write_json
+from xdimo.files import read_json, write_json
 from xdimo.report.summary import render, write
 from xdimo.report.tables import escaped
 from xdimo.report.words import DEFINITIONS, WORDS
 
-HARDWARE = records.hardware()
 MODES = "Data modes: each target's baseline, and cells measured in both"
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 
@@ -21,31 +21,6 @@ NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 @pytest.fixture
 def bench(tmp_path):
     return records.bench(tmp_path / "results")
-
-
-def summary(bench):
-    return render(bench, HARDWARE, "config/config.yaml")
-
-
-def rows_under(document: str, heading: str) -> list[list[str]]:
-    """Body cells of the first table under a heading."""
-    part = document.split(f"## {heading}\n", 1)[1]
-    lines = re.search(r"(?:^\|.*\n)+", part, re.MULTILINE)[0].splitlines()
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
-
-
-def main_rows(document):
-    return rows_under(document, "Results: each target at its baseline variant")
-
-
-def best_rows(document):
-    return rows_under(document, "Best variant of each target")
-
-
-def measure(bench, cell: str, step_s: float) -> None:
-    """Three repeats, none in order of speed."""
-    for repeat, factor in ((1, 1.02), (2, 0.98), (3, 1.0)):
-        records.write_run(bench, f"{cell}-r{repeat}", step_s=step_s * factor)
 
 
 def recomputed(bench, cell: str) -> dict[str, float]:
@@ -152,17 +127,6 @@ def test_the_main_table_has_the_seven_columns_in_both_languages(bench):
     ]
 
 
-def test_with_no_run_every_cell_is_pending(bench):
-    document = summary(bench)
-    assert [row[2] for row in main_rows(document.en)] == ["pending"] * 3
-    assert [row[6] for row in main_rows(document.en)] == ["pending"] * 3
-    assert main_rows(document.en)[0][3] == "91.1 declared / 364.2 tensor"
-    assert "待填" in document.zh and "pending" not in document.zh
-    command = "snakemake --profile profiles/lsf gpu_6000ada-bs1-online"
-    assert f"| `{command}`" in document.en
-    assert "no manifest yet" in document.en
-
-
 @pytest.mark.parametrize("change", ["nothing", "everything"])
 def test_both_languages_say_the_same_numbers_in_the_same_order(bench, change):
     if change == "everything":
@@ -187,119 +151,6 @@ def test_words_have_the_same_placeholders_in_both_languages():
     for english, chinese in [*WORDS.values(), *DEFINITIONS]:
         assert re.findall(r"{\w+}", english) == re.findall(r"{\w+}", chinese)
         assert english and chinese
-
-
-def test_a_speedup_without_its_baseline_says_which_run_it_waits_for(bench):
-    records.write_run(bench, "gpu_h200-bs1-r1")
-    document = summary(bench)
-    assert main_rows(document.en)[1][6] == "waits for gpu_6000ada-bs1"
-    assert "等待 gpu_6000ada-bs1" in document.zh
-
-
-def test_an_oom_cell_reads_oom_and_its_reason(bench):
-    records.write_run(bench, "gpu_6000ada-bs1-r1", outcome="oom", reason="rank 2 | 47 GiB")
-    records.write_run(bench, "gpu_h200-bs1-r1")
-    rows = main_rows(summary(bench).en)
-    assert rows[0][2:3] + rows[0][4:] == [r"OOM: rank 2 \| 47 GiB", "OOM", "OOM", "OOM"]
-    assert rows[1][6] == r"waits for gpu_6000ada-bs1 (OOM: rank 2 \| 47 GiB)"
-
-
-def test_a_disabled_target_is_out_of_service_with_its_reason(tmp_path):
-    off = {"gpu_pro6000": {"enabled": False, "reason": "PSU replaced"}}
-    bench = records.bench(tmp_path / "results", targets=off)
-    records.write_run(bench, "gpu_pro6000-bs1-r1")
-    document = summary(bench)
-    row = main_rows(document.en)[2]
-    assert row[2] == "out of service: PSU replaced" and row[6] == "out of service"
-    assert "停用：PSU replaced" in document.zh
-
-
-def test_a_refused_record_shows_file_and_line_and_no_figure(bench):
-    folder = records.write_run(bench, "gpu_h200-bs1-r1")
-    log = folder / "attempts/1/log.jsonl"
-    log.write_text(log.read_text()[:-9])
-    document = summary(bench)
-    assert main_rows(document.en)[1][2] == "refused: attempts/1/log.jsonl line 29: cut off"
-    assert "samples/s |" not in document.en.split("Best variant")[0]
-    assert read_cell(document, "gpu_h200-bs1")["metrics"] is None
-
-
-def read_cell(document, name):
-    return next(cell for cell in document.data["cells"] if cell["cell"] == name)
-
-
-def test_a_run_of_a_config_edited_since_is_pending_again(bench, tmp_path):
-    records.write_run(bench, "gpu_h200-bs1-r1")
-    edited = records.bench(tmp_path / "results", train={"precision": "tf32"})
-    row = main_rows(summary(edited).en)[1]
-    assert row[2] == "pending (config or videos changed since run: precision)"
-    assert row[4] == "pending"
-
-
-def test_a_run_on_other_videos_is_pending_again(bench):
-    records.write_run(bench, "gpu_h200-bs1-r1")
-    records.write_manifest(bench, content_hash("other videos"))
-    row = main_rows(summary(bench).en)[1]
-    assert row[2] == "pending (config or videos changed since run: data.dataset)"
-
-
-def test_a_title_or_a_queue_changes_no_figure(bench, tmp_path):
-    records.write_run(bench, "gpu_h200-bs1-r1")
-    other = {"title": "Another", "targets": {"gpu_h200": {"queue": "q9", "walltime_min": 5}}}
-    edited = records.bench(tmp_path / "results", **other)
-    assert main_rows(summary(edited).en) == main_rows(summary(bench).en)
-
-
-def test_runs_that_the_config_no_longer_has_are_listed_without_figures(bench, tmp_path):
-    records.write_run(bench, "gpu_h200-bs1-r3")
-    fewer = records.bench(tmp_path / "results", train={"repeats": 1})
-    rows = rows_under(summary(fewer).en, "Run by run")
-    assert [row[:2] for row in rows][-1] == ["`gpu_h200-bs1-r3`", "not in the config"]
-    assert main_rows(summary(fewer).en)[1][2] == "pending"
-
-
-def test_a_begun_attempt_and_an_earlier_failure_are_said(bench):
-    records.write_run(bench, "gpu_h200-bs1-r1", outcome="crash", reason="segfault")
-    records.write_run(bench, "gpu_h200-bs1-r1", attempt=2)
-    begun = records.write_run(bench, "gpu_h200-bs4-r1")
-    (begun / "run.json").unlink()
-    (begun / "attempts/1/run.json").unlink()
-    rows = {row[0]: row for row in rows_under(summary(bench).en, "Run by run")}
-    assert rows["`gpu_h200-bs1-r1`"][1] == "ok; attempt 1: crash: segfault"
-    assert rows["`gpu_h200-bs4-r1`"][1] == "pending (begun, no outcome yet: attempts/1)"
-
-
-def test_mixed_and_dirty_code_are_warned_of(bench):
-    records.write_run(bench, "gpu_h200-bs1-r1")
-    assert "Warning" not in summary(bench).en
-    other = {"commit": None, "dirty": True, "package": content_hash("other")}
-    records.write_run(bench, "gpu_6000ada-bs1-r1", code=other)
-    document = summary(bench).en
-    assert "come from 2 versions of the code" in document
-    assert "uncommitted changes made `gpu_6000ada-bs1-r1`" in document
-
-
-def test_flags_stand_as_notes_under_the_tables(bench):
-    records.write_run(bench, "gpu_6000ada-bs1-r1", step_s=0.001)
-    records.write_run(bench, "gpu_h200-bs1-r1", devices=["NVIDIA X9"] * 4)
-    document = summary(bench)
-    assert "`gpu_6000ada-bs1-r1`: MFU over 100 %: declared" in document.en
-    assert "`gpu_h200-bs1-r1`: 未知的卡，因此没有 MFU：NVIDIA X9" in document.zh
-    assert main_rows(document.en)[1][5] == "n/a"
-
-
-def test_a_headline_run_without_an_interval_is_noted_under_the_tables(tmp_path):
-    bench = records.bench(tmp_path / "results", train={"timed_steps": 60})
-    for repeat, step_s in ((1, 0.1), (2, 0.101), (3, 0.102)):
-        records.write_run(bench, f"gpu_6000ada-bs1-r{repeat}", step_s=step_s)
-    assert "too short" not in summary(bench).en
-    few = records.bench(tmp_path / "few")
-    measure(few, "gpu_6000ada-bs1", 0.1)
-    document = summary(few)
-    (note,) = re.findall(r"^- `(\S+)`: window too short: n = 20, ", document.en, re.MULTILINE)
-    assert note == "gpu_6000ada-bs1-r3"  # the median run alone
-    assert main_rows(document.en)[0][0].endswith("†")
-    assert "- `gpu_6000ada-bs1-r3`: 窗口太短：n = 20" in document.zh
 
 
 def test_results_stand_before_their_definitions(bench):

@@ -1,14 +1,14 @@
 """A Slurm for the session, and a site for each test."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cluster import slurm as slurms
-from tests.cluster.place import Place, place
+from tests.cluster.place import Make, Place, place
 
 
 @pytest.fixture(scope="session")
@@ -24,9 +24,7 @@ def slurm() -> Iterator[slurms.Slurm]:
 
 
 @pytest.fixture(params=["jh", "lsf"])
-def site(
-    request: pytest.FixtureRequest, slurm: slurms.Slurm, tmp_path: Path
-) -> Iterator[Callable[..., Place]]:
+def site(request: pytest.FixtureRequest, slurm: slurms.Slurm, tmp_path: Path) -> Iterator[Make]:
     """Makes the test's place, in either dialect; ends what it left."""
     made: list[Place] = []
 

@@ -2,13 +2,13 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from xdimo.spec import plan, resolve
 CARDS = {"gpu_6000ada": 8, "gpu_h200": 5, "gpu_pro6000": 7}
 HOSTS = {partition: node for node, (_, _, partition) in NODES.items()}
 DATASET = "sha256:" + "0" * 64
+GOOD = {"lost": 0, "doubled": 0, "false": 0}
 
 
 def config(**changes: Any) -> dict[str, Any]:
@@ -187,6 +188,9 @@ class Place:
                 process.wait()
 
 
+Make = Callable[..., Place]  # the fixture `site`: a folder, and changes of its config
+
+
 def place(slurm: Slurm, dialect: str, folder: Path, **changes: Any) -> Place:
     """A folder with a config, a spec a run, and a scheduler without faults."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -261,10 +265,6 @@ def until(what: Any, timeout_s: float = 120) -> Any:
     return value
 
 
-def signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
-    os.killpg(process.pid, number)
-
-
 def tally(site: Place) -> dict[str, int]:
     """Jobs lost, doubled, and false outcomes, at the end of a scenario in which all runs are ok."""
     per_run = Counter(job["name"].split(".")[0] for job in site.jobs())
@@ -275,3 +275,9 @@ def tally(site: Place) -> dict[str, int]:
         "false": sum(site.answer(run) not in (None, "ok") for run in site.runs),
         "jobs": sum(per_run.values()),
     }
+
+
+def assert_good(site: Place) -> None:
+    """Raises AssertionError where a job was lost or doubled, or an outcome is false."""
+    found = tally(site)
+    assert {key: found[key] for key in GOOD} == GOOD, site.said()

@@ -4,74 +4,16 @@ import json
 import os
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from tests.conftest import ROOT, SMALL
+from tests.conftest import ROOT
 from tests.videos import write_video
-
-# Columns of the summary that hold estimates of a series, not a run's own figures.
-ESTIMATES = ("Steady from step", "Autocorrelation time, steps", "95 % interval")
-
-
-def snakemake(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Snakemake in ``folder``, with this checkout's workflow and default profile."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
-    command += ["--workflow-profile", str(ROOT / "profiles/default")]
-    command += ["--configfile", "small.yaml", "--cores", "2", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
-
-
-def planned(folder: Path, *arguments: str) -> Counter[str]:
-    """Rules that would run, and how often, `all` and targets' names apart."""
-    done = snakemake(folder, "-n", *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = re.findall(r"^(?:local)?rule (\S+):$", done.stdout + done.stderr, re.MULTILINE)
-    return Counter(name for name in found if name != "all" and not name.startswith("cpu_"))
-
-
-def edit(folder: Path, **changes: Any) -> None:
-    """``train__seed=1`` sets train.seed in small.yaml."""
-    config = yaml.safe_load((folder / "small.yaml").read_text())
-    for path, value in changes.items():
-        *parents, last = path.split("__")
-        inside = config
-        for parent in parents:
-            inside = inside[int(parent)] if isinstance(inside, list) else inside[parent]
-        inside[last] = value
-    (folder / "small.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-
-
-def runs(folder: Path) -> Path:
-    return folder / "results/runs/test"
-
-
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which everything has run: one repeat of three cells, one of two processes."""
-    folder = tmp_path_factory.mktemp("measured")
-    (folder / "small.yaml").write_text(yaml.safe_dump(SMALL, sort_keys=False))
-    edit(folder, train__repeats=1, targets__cpu_2__variants=[1])
-    for number, frames in enumerate((20, 31, 5)):
-        write_video(folder / f"videos/{number}.mp4", frames, width=32, height=32)
-    done = snakemake(folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
-
-
-@pytest.fixture
-def copy(measured: Path, tmp_path: Path) -> Path:
-    """A copy that keeps the files' times, Snakemake's own records included."""
-    folder = tmp_path / "copy"
-    shutil.copytree(measured, folder)
-    return folder
+from tests.workflow.place import edit, planned, runs, snakemake
 
 
 def test_everything_is_made_and_the_second_call_makes_nothing(measured: Path) -> None:
@@ -323,113 +265,3 @@ def test_report_of_snakemake_works_offline(measured: Path) -> None:
         "steps",
         "throughput",
     ]
-
-
-def test_every_figure_of_the_summary_is_made_again_from_the_logs(measured: Path) -> None:
-    figures = {folder.name[: -len("-r1")]: _figures(folder) for folder in runs(measured).iterdir()}
-    samples = {cell: values["samples_per_s"] for cell, values in figures.items()}
-    # Speedups of any pair; the summary says which.
-    ratios = [mine / base for mine in samples.values() for base in samples.values()]
-    ratios += [100 * ratio / processes for ratio in ratios for processes in (1, 2)]  # efficiency
-    summary = (measured / "results/summary.md").read_text()
-    checked = Counter[str]()
-    for section in re.split(r"^## ", summary, flags=re.MULTILINE)[1:]:
-        for table in re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE):
-            heading, _, *rows = (
-                [cell.strip() for cell in row.split("|")] for row in table.split("\n")
-            )
-            for row in rows:
-                cell = re.search(r"`(cpu_\d-bs\d)(-r1)?`", "|".join(row))
-                if cell is None:  # a table that is not of runs
-                    continue
-                # Estimates of a series are held by test_steady.py.
-                shown = [c for name, c in zip(heading, row, strict=False) if name not in ESTIMATES]
-                # Names, commands and links are no figures.
-                told = re.sub(r"`[^`]*`|\[[^]]*\]\([^)]*\)", "", "|".join(shown))
-                for text in re.findall(r"(?<![a-z])\d[\d,]*\.?\d*", told):
-                    known = [*figures[cell[1]].values(), *ratios, 1, 2]  # 1, 2: processes, repeats
-                    assert any(_rounds_to(value, text) for value in known), f"{text} in {row}"
-                    checked[section.splitlines()[0]] += 1
-    assert set(checked) == {
-        "Results: each target at its baseline variant",
-        "Best variant of each target",
-        "Scaling over GPUs of one card",
-        "Data modes: each target's baseline, and cells measured in both",
-        "Why these figures may be believed",
-        "Hours of training",
-        "Cells and their commands",
-        "Run by run",
-    }
-
-
-def test_each_rank_is_calibrated_and_an_all_reduce_shows(measured: Path) -> None:
-    for folder in runs(measured).iterdir():
-        events = [json.loads(line) for line in (folder / "attempts/1/log.jsonl").open()]
-        processes = events[0]["declared"]["gpus"]
-        for when in ("before", "after"):
-            found = [e for e in events if e["event"] == "calibration" and e["when"] == when]
-            assert [e["rank"] for e in found] == list(range(processes))
-            assert all((e["all_reduce_gb_s"] is None) == (processes == 1) for e in found)
-        (ledger,) = (e for e in events if e["event"] == "ledger")
-        assert (ledger["shares"]["all_reduce"] > 0) == (processes > 1)
-
-
-def _figures(folder: Path) -> dict[str, float]:
-    """What the tables show of a run, from the raw lines of its log alone."""
-    events = [json.loads(line) for line in (folder / "attempts/1/log.jsonl").open()]
-    header, window = events[0], next(e for e in events if e["event"] == "window")
-    timed = [e for e in events if e["event"] == "step" and e["phase"] == "timed"]
-    spec = header["declared"]
-    warmup = [e["step_s"] for e in events if e["event"] == "step" and e["phase"] == "warmup"]
-    (ledger,) = (e for e in events if e["event"] == "ledger")
-    calibrations = [e for e in events if e["event"] == "calibration"]
-    gemm = {
-        when: [e["gemm_tflops"] for e in calibrations if e["when"] == when]
-        for when in ("before", "after")
-    }
-    gemm_tflops = statistics.fmean(gemm["before"] + gemm["after"])
-    reduced = [e["all_reduce_gb_s"] for e in calibrations if spec["gpus"] > 1]
-    model_tflops_per_sample = 4.57e-6  # as the summary's definitions have it
-    # From begin to end of four steps, one of which may be a stall and then is none of the ends.
-    ends = [(a["step_s"], b["step_s"]) for a in timed[:2] for b in timed[-2:]]
-    steps_per_s = len(timed) / window["wall_s"]
-    samples_per_s = steps_per_s * spec["gpus"] * spec["clips_per_gpu"]
-    return {
-        "parameters": header["effective"]["parameters"],
-        "host_gib": max(e["host_peak_gib"] for e in events if e["event"] == "memory"),
-        "steps_per_s": steps_per_s,
-        "samples_per_s": samples_per_s,
-        "tokens_per_s": samples_per_s * 4 * 4 * 4,  # frames x (16 pixels / VAE 2 / patch 2)^2
-        "step_ms": 1e3 * statistics.median(e["step_s"] for e in timed),
-        "data_wait_percent": 100 * sum(e["data_wait_s"] for e in timed) / window["wall_s"],
-        "loss_start": timed[0]["loss"],  # a tenth of four steps, at least one
-        "loss_end": timed[-1]["loss"],
-        "hours_10k": 1e4 / steps_per_s / 3600,
-        "hours_1m": 1e6 / steps_per_s / 3600,
-        "attempt": header["attempt"],
-        "first_ms": 1e3 * warmup[0],
-        "warmup_ms": 1e3 * statistics.median(warmup[1:]),
-        "timed_steps": len(timed),
-        "window_s": window["wall_s"],
-        **{f"{number}_ms": 1e3 * step["step_s"] for number, step in enumerate(timed)},
-        **{f"{place}_change": abs(100 * (b / a - 1)) for place, (a, b) in enumerate(ends)},
-        "gemm_tflops": gemm_tflops,
-        "gemm_change_percent": abs(
-            100 * (statistics.fmean(gemm["after"]) / statistics.fmean(gemm["before"]) - 1)
-        ),
-        "mfu_measured_percent": 100
-        * samples_per_s
-        * model_tflops_per_sample
-        / (spec["gpus"] * gemm_tflops),
-        "copy_gb_s": statistics.fmean(e["copy_gb_s"] for e in calibrations),
-        "all_reduce_gb_s": statistics.fmean(reduced) if reduced else 0,
-        "profiled_ms": 1e3 * ledger["step_s"],
-        **{f"{part}_percent": 100 * share for part, share in ledger["shares"].items()},
-    }
-
-
-def _rounds_to(value: float, text: str) -> bool:
-    """Whether ``text`` is ``value`` rounded to the digits it has."""
-    shown = text.replace(",", "").rstrip(".")
-    decimals = len(shown.partition(".")[2])
-    return abs(value - float(shown)) <= 0.5000001 * 10**-decimals
