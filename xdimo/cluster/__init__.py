@@ -6,6 +6,7 @@ script      the stub that is submitted and the job script that it starts
 ledger      which job stands for which work, on disk; one holder at a time
 hosts       free cards of each target
 service     targets whose hosts are down, or whose preflight failed
+board       why each run waits, and what people ask to end
 work        what the queue is asked to do, and by what rules
 admission   what to submit now (pure)
 ending      what became of a job, from its files and the scheduler's reason

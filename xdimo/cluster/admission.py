@@ -50,6 +50,18 @@ def admit(
     return [allowed[0]]  # else a busy site would starve us
 
 
+def why_waiting(work: Wanted, free: Free, pending: int, limits: Limits) -> str:
+    """Why ``work`` was not admitted, for people; ``free`` and ``pending`` as for `admit`."""
+    most = max(free[work.target], default=0)
+    if most < work.cards:
+        return f"needs {work.cards} cards, {most} free"
+    if pending >= limits.pending:
+        return f"the queue holds {pending} of our jobs already"
+    if work.alone:
+        return f"until no other job of ours is on {work.target}"
+    return "its turn"
+
+
 def _allowed(ready: Sequence[Work], live: Sequence[Wanted]) -> list[Work]:
     """Those that no `alone` keeps back, its own or another's.
 

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from xdimo.cluster.admission import Limits
+from xdimo.cluster.board import Board
 from xdimo.cluster.dialects import choose
 from xdimo.cluster.finding import Finding
 from xdimo.cluster.ledger import Ledger
 from xdimo.cluster.site import Silent, Site
-from xdimo.cluster.spool import CANCEL, Spool
+from xdimo.cluster.spool import Spool
 from xdimo.cluster.spool import cancel as end
 from xdimo.cluster.work import PREFLIGHT, Rules, Work, matches, require_known
 from xdimo.config import Bench
 from xdimo.errors import UserError
-from xdimo.files import content_hash, file_hash, read_json, write_json
+from xdimo.files import content_hash, file_hash, read_json
 from xdimo.spec import read_spec
 
 PREFLIGHT_MIN = 2
@@ -165,7 +166,7 @@ def cancel(bench: Bench, names: Sequence[str]) -> str:
         if entry.open and entry.outcome is None and matches(entry.work, entry.target, asked)
     ]
     if ledger.folder.exists():
-        write_json(ledger.folder / CANCEL, asked)  # for a controller that holds more of them
+        Board(ledger.folder).ask_to_cancel(asked)  # a controller may hold more of them
     try:
         said = end(site, entries)
     except Silent as silent:

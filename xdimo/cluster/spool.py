@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from xdimo.cluster import ending as endings
 from xdimo.cluster import script
-from xdimo.cluster.admission import admit
+from xdimo.cluster.admission import admit, why_waiting
+from xdimo.cluster.board import Board
 from xdimo.cluster.dialects import Job, Request, accepted, is_limit
 from xdimo.cluster.ending import Ending
 from xdimo.cluster.hosts import Free, Host, free_cards
@@ -20,11 +21,10 @@ from xdimo.cluster.ledger import CANCELLED, Entry, Ledger
 from xdimo.cluster.service import Service
 from xdimo.cluster.site import Silent, Site
 from xdimo.cluster.work import PREFLIGHT, Ended, Rules, Work, matches
-from xdimo.files import read_json, write_json
+from xdimo.files import read_json
 from xdimo.outcome import withdraw
 
 LONGEST_BACK_OFF_S = 300
-CANCEL, WAITING = "cancel.json", "waiting.json"
 
 
 @dataclass
@@ -67,19 +67,19 @@ class Spool:
     _silences: int = 0
     _ask_again: float = 0
     _why: dict[str, str] = field(default_factory=dict)
-    _told: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         self._service = Service(self.rules.targets, self.rules.closed_s)
+        self._board = Board(self.ledger.folder)
 
     def open(self) -> None:
         """Takes the ledger. Raises UserError where another process holds it."""
         self._lock = self.ledger.hold(wait_s=self.site.timeout_s + 1)
-        (self.ledger.folder / CANCEL).unlink(missing_ok=True)
+        self._board.open()
         self._others = {entry.work: entry for entry in self.ledger.entries() if entry.open}
 
     def shut(self) -> None:
-        (self.ledger.folder / WAITING).unlink(missing_ok=True)
+        self._board.shut()
         self.ledger.release()
 
     # -- what the workflow asks ------------------------------------------------------------------
@@ -160,7 +160,7 @@ class Spool:
             hosts = self._hosts()
             self._retire(hosts, jobs, now)
             self._submit(jobs, hosts)
-        self._tell()
+        self._board.show({name: self._why.get(name, "its turn") for name in self.waiting})
 
     def _forget_others(self, jobs: Mapping[str, Job], now: float) -> None:
         """Those that are over; one that is missing only after the grace period."""
@@ -363,7 +363,12 @@ class Spool:
         ):
             if not self._submit_one(work):
                 break
-        self._why = self._reasons(free, looking, pending)
+        self._why = {
+            work.name: f"until {work.target} has been looked at"
+            if work.is_run and work.target in looking
+            else why_waiting(work, free, pending, self.rules.limits)
+            for work in self.waiting.values()
+        }
 
     def _free(self, jobs: Mapping[str, Job], hosts: Mapping[str, Host] | None) -> Free:
         running: dict[str, int] = {}
@@ -435,36 +440,10 @@ class Spool:
 
     def _drop_cancelled(self) -> None:
         """`xdimo cancel` asked for the end of what waits here."""
-        path = self.ledger.folder / CANCEL
-        if not path.exists():
-            return
-        names = read_json(path)
-        path.unlink()
+        names = self._board.asked_to_cancel()
         for work in [w for w in self.waiting.values() if matches(w.name, w.target, names)]:
             del self.waiting[work.name]
             self._ended.append(Ended(work, Ending("killed", "cancelled before it ran"), False))
-
-    def _reasons(self, free: Free, looking: set[str], pending: int) -> dict[str, str]:
-        why = {}
-        for work in self.waiting.values():
-            if work.is_run and work.target in looking:
-                why[work.name] = f"until {work.target} has been looked at"
-            elif max(free[work.target], default=0) < work.cards:
-                why[work.name] = f"needs {work.cards} cards, {max(free[work.target])} free"
-            elif pending >= self.rules.limits.pending:
-                why[work.name] = f"the queue holds {pending} of our jobs already"
-            elif work.alone:
-                why[work.name] = f"until no other job of ours is on {work.target}"
-            else:
-                why[work.name] = "its turn"
-        return why
-
-    def _tell(self) -> None:
-        path = self.ledger.folder / WAITING
-        why = {name: self._why.get(name, "its turn") for name in self.waiting}
-        if why != self._told:
-            write_json(path, why)
-            self._told = why
 
     def _once(self, message: str, key: str | None = None) -> None:
         if (key or message) not in self._said:

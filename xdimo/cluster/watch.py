@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from xdimo.cluster.board import Board
 from xdimo.cluster.dialects import Job
 from xdimo.cluster.ledger import Entry, Ledger
 from xdimo.cluster.site import Silent, Site
-from xdimo.cluster.spool import WAITING
 from xdimo.config import Bench
 from xdimo.files import read_json
 
@@ -30,7 +30,7 @@ def lines(bench: Bench, site: Site) -> list[Line]:
     """One a run, and one a job of another kind; nothing is written."""
     ledger = Ledger(Path(bench.queue_folder))
     entries = {entry.work: entry for entry in ledger.entries()}
-    waiting = _waiting(ledger)
+    waiting = Board(ledger.folder).shown() if ledger.held() else {}
     jobs: Mapping[str, Job] | None
     try:
         jobs, silence = site.jobs(), None
@@ -53,12 +53,6 @@ def lines(bench: Bench, site: Site) -> list[Line]:
         else:
             found.append(_ended(run, folder))
     return found
-
-
-def _waiting(ledger: Ledger) -> dict[str, str]:
-    """Why each waits, as the process that holds the ledger has it; empty where none does."""
-    path = ledger.folder / WAITING
-    return dict(read_json(path)) if ledger.held() and path.exists() else {}
 
 
 def _in_queue(
