@@ -107,6 +107,26 @@ def test_mixture_and_all_its_gradients(
     assert_same(results(MIXTURES[name], x, gate, layers, k, upstream), wanted)
 
 
+@pytest.mark.skipif(not HAS_TRITON, reason="torch comes without Triton on this system")
+@pytest.mark.parametrize(("tokens", "width", "empty"), [(300, 48, True), (130, 80, False)])
+def test_tiles_moved_by_a_copy_engine_are_the_same(
+    tokens: int, width: int, empty: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xdimo.model.fused import experts as fused
+
+    asked: list[torch.device] = []
+    x, gate, layers = routed(tokens, 4, width, tokens, empty)
+    upstream = torch.randn_like(x)
+    wanted = results(moe.mixture, x, gate, layers, 2, upstream)
+    monkeypatch.setattr(fused, "_has_copy_engine", lambda device: asked.append(device) or True)
+    shape = fused._shape(x.device)
+    monkeypatch.setattr(fused, "_gradient_shape", lambda device, wide: {"tile_m": 64, **shape})
+    monkeypatch.setattr(fused, "SPLITS", 3)
+    monkeypatch.setattr(fused, "ROWS_OF_ONE", 128)
+    assert_same(results(fused_mixture, x, gate, layers, 2, upstream), wanted)
+    assert asked
+
+
 @st.composite
 def routings(draw: Any) -> tuple[Tensor, int]:
     """Logits [T, E] of few distinct values, so that ties are common and some experts get no token;

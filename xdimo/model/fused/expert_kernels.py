@@ -112,7 +112,7 @@ def matmul_rows(
     rows, weights, bias, out, hidden, sums, choice_R, expert_M,
     choices, width_in: tl.constexpr, width_out: tl.constexpr, experts: tl.constexpr,
     gathered_by: tl.constexpr,  # K where rows are tokens, to be gathered; 0 where they are rows
-    stride_in: tl.constexpr, stride_out: tl.constexpr,  # of a weight, per input and output channel
+    transposed: tl.constexpr,  # weights are [E, in, out]; else [E, out, in]
     has_bias: tl.constexpr, activates: tl.constexpr, derives: tl.constexpr, fast: tl.constexpr,
     tile_m: tl.constexpr, tile_n: tl.constexpr, tile_k: tl.constexpr,
 ):  # fmt: skip
@@ -120,7 +120,8 @@ def matmul_rows(
 
     ``activates``: hidden takes that and out its GELU. ``derives``: hidden holds what GELU had; out
     is multiplied by GELU's derivative there, sums takes the sum of each tile's rows for the
-    gradient of the bias, and hidden becomes its GELU.
+    gradient of the bias, and hidden becomes its GELU. Without either, and not gathered, the card's
+    copy engine may move the tiles: rows, weights [E out, in] and out are descriptors then.
     """
     columns: tl.constexpr = (width_out + tile_n - 1) // tile_n
     tile = tl.program_id(0) // columns
@@ -129,26 +130,38 @@ def matmul_rows(
         row = tile * tile_m + tl.arange(0, tile_m)
         first = tl.program_id(0) % columns * tile_n
         column = first + tl.arange(0, tile_n)
-        inner = tl.arange(0, tile_k)
         column_ok = column < width_out
-        if gathered_by > 0:
-            choice = tl.load(choice_R + row)
-            row_ok = choice < choices
-            source = (choice // gathered_by).to(tl.int64)
-        else:
-            row_ok = row >= 0
-            source = row.to(tl.int64)
-        a = rows + source[:, None] * width_in + inner[None, :]
-        w = weights + expert.to(tl.int64) * width_in * width_out
-        w += inner[:, None] * stride_in + column[None, :] * stride_out
         total = tl.zeros((tile_m, tile_n), tl.float32)
-        for k in range(0, width_in, tile_k):
-            inner_ok = inner < width_in - k
-            a_tile = tl.load(a, mask=row_ok[:, None] & inner_ok[None, :], other=0.0)
-            w_tile = tl.load(w, mask=inner_ok[:, None] & column_ok[None, :], other=0.0)
-            total = tl.dot(a_tile, w_tile, total, input_precision="ieee")
-            a += tile_k
-            w += tile_k * stride_in
+        if isinstance(rows, tl.tensor_descriptor):
+            # A tile over an expert's end meets zeros of a row's, or columns that are not stored.
+            for k in range(0, width_in, tile_k):
+                if transposed:
+                    w_tile = weights.load([expert * width_in + k, first])
+                else:
+                    w_tile = weights.load([expert * width_out + first, k]).T
+                a_tile = rows.load([tile * tile_m, k])
+                total = tl.dot(a_tile, w_tile, total, input_precision="ieee")
+        else:
+            inner = tl.arange(0, tile_k)
+            if gathered_by > 0:
+                choice = tl.load(choice_R + row)
+                row_ok = choice < choices
+                source = (choice // gathered_by).to(tl.int64)
+            else:
+                row_ok = row >= 0
+                source = row.to(tl.int64)
+            stride_in: tl.constexpr = width_out if transposed else 1
+            stride_out: tl.constexpr = 1 if transposed else width_in
+            a = rows + source[:, None] * width_in + inner[None, :]
+            w = weights + expert.to(tl.int64) * width_in * width_out
+            w += inner[:, None] * stride_in + column[None, :] * stride_out
+            for k in range(0, width_in, tile_k):
+                inner_ok = inner < width_in - k
+                a_tile = tl.load(a, mask=row_ok[:, None] & inner_ok[None, :], other=0.0)
+                w_tile = tl.load(w, mask=inner_ok[:, None] & column_ok[None, :], other=0.0)
+                total = tl.dot(a_tile, w_tile, total, input_precision="ieee")
+                a += tile_k
+                w += tile_k * stride_in
         if has_bias:
             b = tl.load(bias + expert * width_out + column, mask=column_ok, other=0.0)
             total += b.to(tl.float32)[None, :]
@@ -173,6 +186,8 @@ def matmul_rows(
                     right, hidden, out, sums, at + column[None, :], ok[None, :],
                     tile * width_out + column, ok, fast,
                 )  # fmt: skip
+        elif isinstance(out, tl.tensor_descriptor):
+            out.store([tile * tile_m, first], total.to(out.dtype))
         else:
             at += column[None, :]
             tl.store(out + at, total.to(out.dtype.element_ty), mask=column_ok[None, :])
@@ -185,12 +200,17 @@ def weight_gradient(
     splits: tl.constexpr,
     tile_m: tl.constexpr, tile_n: tl.constexpr, tile_k: tl.constexpr,
 ):  # fmt: skip
-    """partial[split, e] = left^T right over a part of e's rows."""
+    """partial[split, e] = left^T right over a part of e's rows, whose number tile_k divides.
+
+    Left and right are descriptors where the card's copy engine moves their tiles.
+    """
     columns: tl.constexpr = (width_right + tile_n - 1) // tile_n
     expert = tl.program_id(1)
     split = tl.program_id(2)
-    m = tl.program_id(0) // columns * tile_m + tl.arange(0, tile_m)
-    n = tl.program_id(0) % columns * tile_n + tl.arange(0, tile_n)
+    first_m = tl.program_id(0) // columns * tile_m
+    first_n = tl.program_id(0) % columns * tile_n
+    m = first_m + tl.arange(0, tile_m)
+    n = first_n + tl.arange(0, tile_n)
     m_ok = m < width_left
     n_ok = n < width_right
     first = tl.load(first_E + expert)
@@ -201,16 +221,13 @@ def weight_gradient(
     total = tl.zeros((tile_m, tile_n), tl.float32)
     inner = tl.arange(0, tile_k)
     for k in range(begin, end, tile_k):
-        row = k + inner
-        row_ok = row < end
-        l_tile = tl.load(
-            left + row.to(tl.int64)[:, None] * width_left + m[None, :],
-            mask=row_ok[:, None] & m_ok[None, :], other=0.0,
-        )  # fmt: skip
-        r_tile = tl.load(
-            right + row.to(tl.int64)[:, None] * width_right + n[None, :],
-            mask=row_ok[:, None] & n_ok[None, :], other=0.0,
-        )  # fmt: skip
+        if isinstance(left, tl.tensor_descriptor):
+            l_tile = left.load([k, first_m])
+            r_tile = right.load([k, first_n])
+        else:
+            row = (k + inner).to(tl.int64)[:, None]
+            l_tile = tl.load(left + row * width_left + m[None, :], mask=m_ok[None, :], other=0.0)
+            r_tile = tl.load(right + row * width_right + n[None, :], mask=n_ok[None, :], other=0.0)
         total = tl.dot(tl.trans(l_tile), r_tile, total, input_precision="ieee")
     at = (split * experts + expert).to(tl.int64)
     place = partial + at * width_left * width_right + m[:, None] * width_right + n[None, :]

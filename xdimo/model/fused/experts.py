@@ -12,18 +12,20 @@ T tokens, D width, E experts, K experts a token goes through, H hidden width,
 S = T x K choices, R rows (S and what fills the tiles up), M tiles of rows.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from xdimo.model.fused import adaln
 from xdimo.model.fused import expert_kernels as kernels
 
 TILE = 128  # rows of a tile: each has one expert
 CHUNK = 512  # choices that one program sorts
-SPLITS = 8  # partial sums of a weight gradient, added in order
+SPLITS = 5  # partial sums of a weight gradient over more rows than that, added in order
+ROWS_OF_ONE = 320 * TILE
 
 
 class Rows(NamedTuple):
@@ -88,6 +90,20 @@ def _roomy(device: torch.device) -> bool:
     return properties.shared_memory_per_block_optin >= 160 * 1024
 
 
+def _has_copy_engine(device: torch.device) -> bool:
+    """sm_90: later cards have one too, but nobody has measured there."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
+def _tiles(tensor: Tensor, *block: int) -> TensorDescriptor:
+    return TensorDescriptor.from_tensor(tensor, list(block))
+
+
+def _aligned(*tensors: Tensor) -> bool:
+    """Rows begin where the copy engine can."""
+    return all(each.shape[-1] * each.element_size() % 16 == 0 for each in tensors)
+
+
 def _multiply(
     rows: Tensor,
     weights: Tensor,
@@ -115,13 +131,22 @@ def _multiply(
     if has_gelu and rows.is_cuda:
         # Registers for two programs a multiprocessor: one's epilogue hides behind the other.
         shape = {**shape, "num_warps": 8, "maxnreg": 128}
+    tile_n, tile_k = shape["tile_n"], shape["tile_k"]
+    moved: tuple[Any, ...] = rows, weights, out
+    # With GELU the copies are hidden anyway, and the descriptors take registers.
+    plain = not has_gelu and tokens_of is None
+    if plain and _has_copy_engine(rows.device) and _aligned(*moved):
+        moved = (
+            _tiles(rows, TILE, tile_k),
+            _tiles(weights.flatten(0, 1), *((tile_k, tile_n) if transposed else (tile_n, tile_k))),
+            _tiles(out, TILE, tile_n),
+        )
     choices, top_k = tokens_of or (0, 0)
-    grid = (len(expert_M) * triton.cdiv(width_out, shape["tile_n"]),)
+    grid = (len(expert_M) * triton.cdiv(width_out, tile_n),)
     kernels.matmul_rows[grid](
-        rows,
-        weights,
+        *moved[:2],
         bias if bias is not None else rows,
-        out,
+        moved[2],
         before if before is not None else hidden if hidden is not None else rows,
         sums if sums is not None else rows,
         choice_R,
@@ -131,8 +156,7 @@ def _multiply(
         width_out,
         experts,
         gathered_by=top_k,
-        stride_in=width_out if transposed else 1,
-        stride_out=1 if transposed else width_in,
+        transposed=transposed,
         has_bias=bias is not None,
         activates=before is not None,
         derives=hidden is not None,
@@ -146,15 +170,18 @@ def _multiply(
 def _gradient(left: Tensor, right: Tensor, rows: Rows) -> Tensor:
     """left^T right of each expert's rows: [E, left, right]."""
     width_left, width_right, experts = left.shape[1], right.shape[1], len(rows.first_E)
-    splits = SPLITS if len(left) > 256 * TILE else 1
+    shape = _gradient_shape(left.device, wide=width_right > width_left)
+    splits = SPLITS if len(left) > ROWS_OF_ONE else 1
     # One part is the result itself; several are added in float32.
     dtype = torch.float32 if splits > 1 else left.dtype
     partial = left.new_empty(splits, experts, width_left, width_right, dtype=dtype)
-    shape = _gradient_shape(left.device)
     tiles = triton.cdiv(width_left, shape["tile_m"]) * triton.cdiv(width_right, shape["tile_n"])
+    moved: tuple[Any, Any] = left, right
+    if _has_copy_engine(left.device) and _aligned(left, right):
+        tile_k = shape["tile_k"]
+        moved = _tiles(left, tile_k, shape["tile_m"]), _tiles(right, tile_k, shape["tile_n"])
     kernels.weight_gradient[(tiles, experts, splits)](
-        left,
-        right,
+        *moved,
         partial,
         rows.first_E,
         rows.last_E,
@@ -167,7 +194,11 @@ def _gradient(left: Tensor, right: Tensor, rows: Rows) -> Tensor:
     return partial.sum(0, dtype=torch.float32).to(left.dtype) if splits > 1 else partial[0]
 
 
-def _gradient_shape(device: torch.device) -> dict[str, int]:
+def _gradient_shape(device: torch.device, wide: bool) -> dict[str, int]:
+    """Of [left, right]; ``wide``: right is the longer side."""
+    if _has_copy_engine(device) and _roomy(device):
+        tile_m, tile_n = (128, 256) if wide else (256, 128)
+        return {"tile_m": tile_m, "tile_n": tile_n, "tile_k": 64, "num_warps": 8, "num_stages": 4}
     return {"tile_m": 128 if device.type == "cuda" else 64, **_shape(device)}
 
 
