@@ -2,7 +2,7 @@
 
     python benchmarks/step.py [--batches 1 4 8 32] [--implementations reference dense fused]
     python benchmarks/step.py --online 4 32              # frames through the VAE in each step
-    torchrun --nproc-per-node 2 benchmarks/step.py       # with DDP over two GPUs
+    torchrun --nproc-per-node 2 benchmarks/step.py       # over two GPUs
 
 Latents and frames are random numbers on the device: data and decoding are not part of this. What
 cannot run says why in its row; a kernel that broke the device takes the rows behind it along.
@@ -101,7 +101,7 @@ def free() -> None:
 
 def main() -> None:
     arguments = argparse.ArgumentParser()
-    arguments.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 32])
+    arguments.add_argument("--batches", type=int, nargs="*", default=[1, 4, 8, 32])
     arguments.add_argument("--implementations", nargs="+", default=get_args(Name))
     arguments.add_argument("--online", type=int, nargs="*", default=[], metavar="BATCH")
     arguments.add_argument("--vae", type=int, nargs="*", default=[], metavar="FRAMES")

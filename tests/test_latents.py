@@ -226,6 +226,22 @@ def test_random_weights_are_those_of_their_seed_and_leave_the_runs_draws_alone()
     assert not first.training and not any(p.requires_grad for p in first.parameters())
 
 
+@pytest.mark.parametrize("shape", [(2, 64, 9, 7), (3, 32, 50)])
+@pytest.mark.parametrize("offset", [0.0, 100.0])  # far from zero nothing may be cancelled
+def test_the_compilers_group_norm_is_torchs(shape, offset):
+    torch.manual_seed(0)
+    norm = torch.nn.GroupNorm(32, shape[1], eps=1e-6)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = torch.randn(shape) + offset * torch.randn(1, shape[1], *[1] * (len(shape) - 2))
+    for pixels in (x, x[:1].expand(shape) * 0 + offset):  # the second without any variance
+        with torch.no_grad():
+            found = vaes._group_norm(norm, pixels).double()
+            exact = norm.double()(pixels.double())
+        norm.float()
+        assert (found - exact).norm() < 1e-5 * exact.norm()
+
+
 def test_stored_weights_are_found_in_the_folder_or_its_parent_in_either_format(tmp_path):
     folder = stored(tmp_path / "vae")
     frames = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16), np.uint8))

@@ -28,7 +28,7 @@ from xdimo.train.launch import launch
 # Seconds; all of it fits into the job's two minutes.
 TORCH_S, RANKS_S, STEP_S = 30, 40, 45
 # A step that is captured is so before the timed ones, after xdimo.train.step.EAGER_STEPS.
-STEPS = {"warmup": 13, "timed": 2, "checkpoint_every": None, "profiled": 0}
+STEPS = {"warmup": 4, "timed": 2, "checkpoint_every": None, "profiled": 0}
 MEMORY_SHARE = 0.9  # of the nominal size: the driver keeps a little for itself
 
 _CARDS = """

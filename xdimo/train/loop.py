@@ -29,6 +29,7 @@ from xdimo.train import (
     profiled,
     telemetry,
 )
+from xdimo.train.averaged import Averaged
 from xdimo.train.failure import LossNotFinite
 from xdimo.train.record import SCHEMA, Record
 from xdimo.train.step import EAGER_STEPS, CapturedStep, Step
@@ -247,14 +248,10 @@ def optimizer_of(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
 def distributed(spec: RunSpec, model: nn.Module, device: torch.device) -> nn.Module:
     if not dist.is_initialized():
         return model
+    if spec.captured:
+        return Averaged(model)
     ids = [device.index] if device.type == "cuda" else None
-    if not spec.captured:
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
-    # Compiled functions are parts of a block: nothing to cut at the buckets' edges.
-    torch._dynamo.config.optimize_ddp = False
-    # Its streams must not be tied to the default one, which no capture may wait for.
-    with torch.cuda.stream(torch.cuda.Stream()):
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
 
 def _log_steps(record: Record, steps: list[dict[str, Any]], progress: Any) -> None:

@@ -12,9 +12,9 @@ from xdimo.model.diffusion import Diffusion
 from xdimo.spec import RunSpec
 from xdimo.train.checkpoint import State
 
-# Steps run as they stand before one is captured: compilation, the optimizer's state, and eleven
-# for DDP to settle its buckets.
-EAGER_STEPS = 12
+# Steps run as they stand before one is captured: the first compiles and makes the optimizer's
+# state, the second compares the ranks.
+EAGER_STEPS = 3
 
 
 class Step:
@@ -104,7 +104,7 @@ class CapturedStep:
             self.buffers[key].copy_(value, non_blocking=True)
 
     def _on_side_stream(self, clips_norm: bool) -> tuple[Tensor, Tensor]:
-        """DDP must not have seen the default stream when a step of its is captured."""
+        """A capture wants its warm-up steps on its own stream, nothing tied to the default one."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             results = self.step(self.buffers, clips_norm)

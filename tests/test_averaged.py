@@ -1,0 +1,87 @@
+"""Two ranks: gradients are DDP's, and ranks that differ are found."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, multiprocessing, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from xdimo.model import latte
+from xdimo.train import averaged
+from xdimo.train.averaged import Averaged
+
+
+class Network(nn.Module):
+    def __init__(self, seed: int, turned: bool) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.second = latte.mlp(8), latte.mlp(8)
+        self.turned = turned
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.turned:
+            return self.first(self.second(x))
+        return self.second(self.first(x))
+
+
+def train(rank: int, folder: Path, case: str) -> None:
+    """Two backward passes of one rank; leaves what was found in ``folder``."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    averaged.BUCKET = 1500  # of bytes; a layer's weights have 1,024
+    seed = rank if case == "different weights" else 0
+    model = Network(seed, turned=case == "different orders" and rank == 1)
+    other = DistributedDataParallel(copy.deepcopy(model)) if case == "same" else None
+    mine = Averaged(model)
+    sent: list[int] = []
+    send = mine._send
+
+    def counted() -> None:
+        sent.append(len(mine.bucket))
+        send()
+
+    mine._send = counted  # type: ignore[method-assign]
+    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(100 + rank))
+    apart, error = 0.0, None
+    try:
+        for _ in range(2):
+            for each in (mine, other):
+                if each is not None:
+                    each.zero_grad(set_to_none=True)
+                    each(x).square().sum().backward()
+            if other is not None:
+                for a, b in zip(mine.parameters(), other.parameters(), strict=True):
+                    apart = max(apart, float((a.grad - b.grad).abs().max() / b.grad.abs().max()))
+    except RuntimeError as raised:
+        error = str(raised)
+    torch.save({"apart": apart, "error": error, "sent": sent}, folder / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def results(folder: Path, case: str) -> list[dict[str, Any]]:
+    multiprocessing.spawn(train, (folder, case), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def test_gradients_are_those_of_ddp_and_go_in_several_launches(tmp_path: Path) -> None:
+    for found in results(tmp_path, "same"):
+        assert found["error"] is None
+        assert found["apart"] < 1e-6
+        assert sum(found["sent"]) == 2 * 8  # two passes over two layers of two weights and biases
+        assert len(found["sent"]) > 2
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("different orders", "ranks 0 and 1 have gradients in different orders"),
+        ("different weights", "first.fc1.weight: ranks 0 and 1 have different weights"),
+    ],
+)
+def test_ranks_that_differ_are_found(tmp_path: Path, case: str, message: str) -> None:
+    for found in results(tmp_path, case):
+        assert message in str(found["error"])
