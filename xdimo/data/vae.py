@@ -3,6 +3,7 @@
 import inspect
 import pickle
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from xdimo.errors import DataError, UserError
@@ -78,8 +79,32 @@ def load(
         memory_format=torch.channels_last if on_gpu else torch.preserve_format,
     )
     if compiled:
+        for module in vae.encoder.modules():
+            if type(module) is torch.nn.GroupNorm:
+                module.forward = MethodType(_group_norm, module)
         vae.encoder.compile()
     return vae
+
+
+def _group_norm(module: "torch.nn.GroupNorm", x: "torch.Tensor") -> "torch.Tensor":
+    """GroupNorm's forward, x [n, c, ...], for the compiler: 48 -> 40 ms for 64 frames on an H100.
+
+    Statistics are of each channel first, which reads a channels-last x as it lies, and then of the
+    channels of a group; deviations are from a channel's first value, so that none is cancelled.
+    """
+    import torch
+
+    y = x.float().flatten(2)
+    origin = y[..., :1]
+    mean = (y - origin).mean(-1)
+    spread = (y - origin).square().mean(-1) - mean.square()  # of each channel [n, c]
+    groups = module.num_groups, -1
+    mean = (mean + origin[..., 0]).unflatten(1, groups)
+    variance = spread.unflatten(1, groups).mean(-1) + mean.var(-1, correction=0)
+    scale = torch.rsqrt(variance + module.eps)[..., None] * module.weight.unflatten(0, groups)
+    mean = mean.mean(-1, keepdim=True).expand_as(scale)
+    y = (y - mean.flatten(1)[..., None]) * scale.flatten(1)[..., None] + module.bias[:, None]
+    return y.view(x.shape).to(x.dtype)
 
 
 def encode(vae: Any, frames: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
