@@ -102,7 +102,7 @@ def free() -> None:
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--batches", type=int, nargs="*", default=[1, 4, 8, 32])
-    arguments.add_argument("--implementations", nargs="+", default=get_args(Name))
+    arguments.add_argument("--implementations", nargs="*", default=get_args(Name))
     arguments.add_argument("--online", type=int, nargs="*", default=[], metavar="BATCH")
     arguments.add_argument("--vae", type=int, nargs="*", default=[], metavar="FRAMES")
     arguments.add_argument("--steps", type=int, default=20)

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import ROOT
 
 KERNELS = {"count_choices", "begin_chunks", "place_choices", "matmul_rows", "weight_gradient"}
-KERNELS |= {"sum_tiles", "sum_choices", "spread", "residual_norm_forward"}
+KERNELS |= {"sum_parts", "sum_tiles", "sum_choices", "spread", "residual_norm_forward"}
 KERNELS |= {"residual_norm_backward", "temporal_forward", "temporal_backward"}
 
 

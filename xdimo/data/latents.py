@@ -21,6 +21,10 @@ if TYPE_CHECKING:  # the index can be read without torch
     import torch
 
 
+# Encodings: compiling takes half a minute and makes an H100 encode 1,500 a second instead of 500.
+WORTH_COMPILING = 25_000
+
+
 class Shard(Strict):
     """Tensors ``mean`` and ``std``, float16 [flips, frames, c, h, w]; flip 1 is mirrored."""
 
@@ -77,7 +81,9 @@ def build(
     print(f"VAE {vae.id}, {size} pixels, on {device}: latents {name}")
     shards = {v.path: shard for v in usable if (shard := _kept(folder, v)) is not None}
     missing = [video for video in usable if video.path not in shards]
-    model = load(vae, weights, device, compiled=device == "cuda") if missing else None
+    left = sum(video.frames or 0 for video in missing) * (2 if flip else 1)
+    compiled = device == "cuda" and left > WORTH_COMPILING
+    model = load(vae, weights, device, compiled=compiled) if missing else None
     done = sum(shard.frames for shard in shards.values())
     total = sum(video.frames or 0 for video in usable)
     with progress(total, done, "frame", "encoding") as bar:

@@ -194,44 +194,81 @@ def matmul_rows(
 
 
 @triton.jit
+def parts_of(expert, first_E, last_E, part_rows: tl.constexpr):
+    """How many parts an expert's rows make."""
+    rows = tl.load(last_E + expert) - tl.load(first_E + expert)
+    return (rows + part_rows - 1) // part_rows
+
+
+@triton.jit
 def weight_gradient(
     left, right, partial, first_E, last_E,
     width_left: tl.constexpr, width_right: tl.constexpr, experts: tl.constexpr,
-    splits: tl.constexpr,
+    part_rows: tl.constexpr,
     tile_m: tl.constexpr, tile_n: tl.constexpr, tile_k: tl.constexpr,
 ):  # fmt: skip
-    """partial[split, e] = left^T right over a part of e's rows, whose number tile_k divides.
+    """partial[p] = left^T right over the p-th part of all experts' rows.
 
-    Left and right are descriptors where the card's copy engine moves their tiles.
+    ``part_rows``, which tile_k divides: of a part; an expert's last part may have fewer. Left and
+    right are descriptors where the card's copy engine moves their tiles.
     """
-    columns: tl.constexpr = (width_right + tile_n - 1) // tile_n
-    expert = tl.program_id(1)
-    split = tl.program_id(2)
-    first_m = tl.program_id(0) // columns * tile_m
-    first_n = tl.program_id(0) % columns * tile_n
-    m = first_m + tl.arange(0, tile_m)
-    n = first_n + tl.arange(0, tile_n)
-    m_ok = m < width_left
-    n_ok = n < width_right
-    first = tl.load(first_E + expert)
-    last = tl.load(last_E + expert)
-    part = tl.cdiv(tl.cdiv(last - first, tile_k), splits) * tile_k
-    begin = first + split * part
-    end = tl.minimum(begin + part, last)
-    total = tl.zeros((tile_m, tile_n), tl.float32)
-    inner = tl.arange(0, tile_k)
-    for k in range(begin, end, tile_k):
-        if isinstance(left, tl.tensor_descriptor):
-            l_tile = left.load([k, first_m])
-            r_tile = right.load([k, first_n])
-        else:
-            row = (k + inner).to(tl.int64)[:, None]
-            l_tile = tl.load(left + row * width_left + m[None, :], mask=m_ok[None, :], other=0.0)
-            r_tile = tl.load(right + row * width_right + n[None, :], mask=n_ok[None, :], other=0.0)
-        total = tl.dot(tl.trans(l_tile), r_tile, total, input_precision="ieee")
-    at = (split * experts + expert).to(tl.int64)
-    place = partial + at * width_left * width_right + m[:, None] * width_right + n[None, :]
-    tl.store(place, total.to(partial.dtype.element_ty), mask=m_ok[:, None] & n_ok[None, :])
+    part = tl.program_id(1)
+    before = 0  # parts
+    begin = 0
+    end = 0
+    for expert in tl.static_range(experts):
+        parts = parts_of(expert, first_E, last_E, part_rows)
+        if (part >= before) & (part < before + parts):
+            begin = tl.load(first_E + expert) + (part - before) * part_rows
+            end = tl.minimum(begin + part_rows, tl.load(last_E + expert))
+        before += parts
+    if begin < end:
+        columns: tl.constexpr = (width_right + tile_n - 1) // tile_n
+        first_m = tl.program_id(0) // columns * tile_m
+        first_n = tl.program_id(0) % columns * tile_n
+        m = first_m + tl.arange(0, tile_m)
+        n = first_n + tl.arange(0, tile_n)
+        m_ok = m < width_left
+        n_ok = n < width_right
+        inner = tl.arange(0, tile_k)
+        total = tl.zeros((tile_m, tile_n), tl.float32)
+        for k in range(begin, end, tile_k):
+            if isinstance(left, tl.tensor_descriptor):
+                l_tile = left.load([k, first_m])
+                r_tile = right.load([k, first_n])
+            else:
+                row = (k + inner).to(tl.int64)[:, None]
+                l_at = row * width_left + m[None, :]
+                r_at = row * width_right + n[None, :]
+                l_tile = tl.load(left + l_at, mask=m_ok[None, :], other=0.0)
+                r_tile = tl.load(right + r_at, mask=n_ok[None, :], other=0.0)
+            total = tl.dot(tl.trans(l_tile), r_tile, total, input_precision="ieee")
+        place = part.to(tl.int64) * width_left * width_right
+        at = place + m[:, None] * width_right + n[None, :]
+        tl.store(partial + at, total, mask=m_ok[:, None] & n_ok[None, :])
+
+
+@triton.jit
+def sum_parts(
+    partial, out_EN, first_E, last_E, size,
+    part_rows: tl.constexpr, experts: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    """out[e] = sum of e's parts, in their order."""
+    mine = tl.program_id(0)
+    before = tl.zeros((), tl.int64)
+    parts = 0
+    for expert in tl.static_range(experts):
+        count = parts_of(expert, first_E, last_E, part_rows)
+        before += tl.where(expert < mine, count, 0)
+        parts += tl.where(expert == mine, count, 0)
+    at = tl.program_id(1) * block + tl.arange(0, block)
+    ok = at < size
+    total = tl.zeros((block,), tl.float32)
+    part = partial + before * size + at
+    for _ in range(parts):
+        total += tl.load(part, mask=ok, other=0.0)
+        part += size
+    tl.store(out_EN + mine.to(tl.int64) * size + at, total.to(out_EN.dtype.element_ty), mask=ok)
 
 
 @triton.jit

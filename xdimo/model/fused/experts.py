@@ -24,7 +24,7 @@ from xdimo.model.fused import expert_kernels as kernels
 
 TILE = 128  # rows of a tile: each has one expert
 CHUNK = 512  # choices that one program sorts
-SPLITS = 5  # partial sums of a weight gradient over more rows than that, added in order
+PARTS = 3  # an expert, on average, in which a weight gradient is summed over more rows than that
 ROWS_OF_ONE = 320 * TILE
 
 
@@ -171,16 +171,15 @@ def _gradient(left: Tensor, right: Tensor, rows: Rows) -> Tensor:
     """left^T right of each expert's rows: [E, left, right]."""
     width_left, width_right, experts = left.shape[1], right.shape[1], len(rows.first_E)
     shape = _gradient_shape(left.device, wide=width_right > width_left)
-    splits = SPLITS if len(left) > ROWS_OF_ONE else 1
-    # One part is the result itself; several are added in float32.
-    dtype = torch.float32 if splits > 1 else left.dtype
-    partial = left.new_empty(splits, experts, width_left, width_right, dtype=dtype)
+    part_rows = _part_rows(len(left), experts)
+    parts = len(left) // part_rows + experts  # at most: an expert's last one need not be full
+    partial = left.new_empty(parts, width_left, width_right, dtype=torch.float32)
     tiles = triton.cdiv(width_left, shape["tile_m"]) * triton.cdiv(width_right, shape["tile_n"])
     moved: tuple[Any, Any] = left, right
     if _has_copy_engine(left.device) and _aligned(left, right):
         tile_k = shape["tile_k"]
         moved = _tiles(left, tile_k, shape["tile_m"]), _tiles(right, tile_k, shape["tile_n"])
-    kernels.weight_gradient[(tiles, experts, splits)](
+    kernels.weight_gradient[(tiles, parts)](
         *moved,
         partial,
         rows.first_E,
@@ -188,10 +187,23 @@ def _gradient(left: Tensor, right: Tensor, rows: Rows) -> Tensor:
         width_left,
         width_right,
         experts,
-        splits=splits,
+        part_rows,
         **shape,
     )
-    return partial.sum(0, dtype=torch.float32).to(left.dtype) if splits > 1 else partial[0]
+    out = left.new_empty(experts, width_left, width_right)
+    size = width_left * width_right
+    kernels.sum_parts[(experts, triton.cdiv(size, 1024))](
+        partial, out, rows.first_E, rows.last_E, size, part_rows, experts, 1024
+    )
+    return out
+
+
+def _part_rows(rows: int, experts: int) -> int:
+    """Of a partial sum: no more than an expert has on average, for shares are uneven and the
+    largest would be waited for; less where there is work for several rounds of a card's units.
+    """
+    parts = experts * (PARTS if rows > ROWS_OF_ONE else 1)
+    return triton.cdiv(triton.cdiv(rows, parts), TILE) * TILE
 
 
 def _gradient_shape(device: torch.device, wide: bool) -> dict[str, int]:

@@ -35,28 +35,35 @@ class FusedLatte(latte.Latte):
         """Noisy latents x [b, f, c, h, w] at steps t [b] -> [b, f, 2c, h, w]: noise, variance."""
         b, frames = x.shape[:2]
         c = F.silu(self.t_embedder(t))  # b d, the same of every block's modulation
-        steering = [block.adaLN_modulation[1](c).chunk(6, dim=-1) for block in self.blocks]
-        last = self.final_layer.adaLN_modulation[1](c).chunk(2, dim=-1)
-        after = [vectors[:2] for vectors in steering[1:]] + [last]  # of the norm behind a block
-
         x = self.x_embedder(x.flatten(0, 1)) + self.pos_embed
         x = rearrange(x, "(b f) t d -> b (f t) d", b=b)
-        h = norm(x, *steering[0][:2])
+        steering = modulation(self.blocks[0], c)
+        h = norm(x, *steering[:2])
         for i, block in enumerate(self.blocks):
-            _, _, gate1, shift2, scale2, gate2 = steering[i]
+            _, _, gate1, shift2, scale2, gate2 = steering
+            # Here, not for all blocks at once: so its gradient is there when the block's are, and
+            # an all-reduce of it hides behind the other blocks.
+            steering = modulation((*self.blocks, self.final_layer)[i + 1], c)
             x, h = residual_norm(
                 x, self.attend(block, h, frames, i % 2 == 1), gate1, shift2, scale2
             )
             table = self.temp_embed[0] if i == 0 else None
             if block.dense:
-                x, h = residual_norm(x, block.mlp(h), gate2, *after[i], table)
+                x, h = residual_norm(x, block.mlp(h), gate2, *steering[:2], table)
             else:
                 chosen = self.dispatch(block, h)
-                x, h = mixture_residual_norm(x, h, *chosen, gate2, *after[i], table)
+                x, h = mixture_residual_norm(x, h, *chosen, gate2, *steering[:2], table)
         x = self.final_layer.linear(h)  # b (f t) (p q 2c)
         (h, w), (p, q) = self.x_embedder.grid_size, self.x_embedder.patch_size
         shape = "b (f h w) (p q c) -> b f c (h p) (w q)"
         return rearrange(x, shape, f=frames, h=h, w=w, p=p, q=q)
+
+
+def modulation(block: latte.Block | latte.FinalLayer, c: Tensor) -> tuple[Tensor, ...]:
+    """Shift, scale (and gate) of its norms, [b, d] each."""
+    layer = block.adaLN_modulation[1]
+    vectors: Tensor = layer(c)
+    return vectors.chunk(layer.out_features // layer.in_features, dim=-1)
 
 
 def attend(block: latte.Block, h: Tensor, frames: int, temporal: bool) -> Tensor:
