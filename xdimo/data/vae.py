@@ -95,13 +95,11 @@ def _group_norm(module: "torch.nn.GroupNorm", x: "torch.Tensor") -> "torch.Tenso
     import torch
 
     y, groups = x.float().flatten(2), (module.num_groups, -1)
-    mean = y.mean(-1)  # of each channel [n, c]
-    variance = (y.square().mean(-1) - mean.square()).clamp(min=0)  # rounding may leave less
-    mean, variance = mean.unflatten(1, groups), variance.unflatten(1, groups)
-    variance = variance.mean(-1) + mean.var(-1, correction=0)
+    mean, square = (each.mean(-1).unflatten(1, groups).mean(-1) for each in (y, y.square()))
+    variance = (square - mean.square()).clamp(min=0)  # [n, groups]; rounding may leave less
     scale = torch.rsqrt(variance + module.eps)[..., None] * module.weight.unflatten(0, groups)
-    mean = mean.mean(-1, keepdim=True).expand_as(scale)
-    y = (y - mean.flatten(1)[..., None]) * scale.flatten(1)[..., None] + module.bias[:, None]
+    shift = module.bias.unflatten(0, groups) - mean[..., None] * scale
+    y = y * scale.flatten(1)[..., None] + shift.flatten(1)[..., None]
     return y.view(x.shape).to(x.dtype)
 
 
