@@ -47,6 +47,9 @@ def test_legacy_rows_are_cells_as_they_were_run() -> None:
 def test_the_dense_model_goes_over_the_lent_cards() -> None:
     lent = load(ROOT / "config/lent.yaml", HERE)
     assert {target.gpus for target in lent.targets.values()} == {1, 2, 4}
+    both = load([ROOT / "config/lent.yaml", ROOT / "config/lent_h200.yaml"], HERE)
+    assert {target.card for target in both.targets.values()} == {"h100", "h200"}
+    assert lent.cells.keys() < both.cells.keys()
     dense = load([ROOT / "config/lent.yaml", ROOT / "config/dense.yaml"], HERE)
     assert (dense.model.experts, dense.model.top_k, dense.cells) == (1, 1, lent.cells)
     assert dense.results != lent.results

@@ -8,14 +8,35 @@ import pytest
 import records
 from summaries import HARDWARE, best_rows, main_rows, measure, rows_under, summary
 
-from xdimo.config import SIZES
+from tests.conftest import ROOT
+from xdimo.config import SIZES, Bench
 from xdimo.files import read_json, write_json
+from xdimo.load import load_hardware, parse
 from xdimo.report.summary import render, write
 from xdimo.report.tables import escaped
 from xdimo.report.words import DEFINITIONS, WORDS
 
+KEPT = sorted((ROOT / "results/records").glob("*/config.json"))
 MODES = "Data modes: each target's baseline, and cells measured in both"
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+
+
+@pytest.mark.parametrize("config", KEPT, ids=lambda path: path.parent.name)
+def test_what_git_keeps_is_what_its_records_say(config, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    bench = parse(Bench, read_json(config))
+    made = render(bench, load_hardware(bench.hardware), "", records=config.parent)
+    assert made.csv == (config.parent / "summary.csv").read_text()
+    assert made.data == read_json(config.parent / "summary.json")
+
+
+def test_the_readmes_figures_are_those_of_a_kept_summary():
+    kept = "results/records/lent/"
+    shown = (ROOT / "README.md").read_text().split("## Measured\n")[1].split("\n## ")[0]
+    rows = [line for line in shown.splitlines() if re.match(r"\|.*\d", line)]
+    summary = re.sub(r" +", " ", (ROOT / kept / "summary.md").read_text())
+    assert len(rows) >= 3
+    assert not [row for row in rows if row.replace(f"]({kept}", "](") not in summary]
 
 
 @pytest.fixture

@@ -178,7 +178,7 @@ def _text(told: Explanation, found: list[Claim]) -> str:
     claimed = [f"{claim.tflops.value:g} TFLOP/s"] if claim.tflops else []
     claimed += [f"MFU {100 * claim.mfu.value:.4g} %"] if claim.mfu else []
     lines.append(f"  claimed    {', '.join(claimed) or 'nothing'}")
-    should = [f"{told.tflops:.3g} TFLOP/s"] if told.tflops is not None else []
+    should = [f"{told.tflops:.6g} TFLOP/s"] if told.tflops is not None else []
     should += [
         f"MFU {100 * share:.2f} % ({name} {told.peaks[name]:g})" for name, share in told.mfu.items()
     ]
