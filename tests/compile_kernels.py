@@ -1,4 +1,6 @@
-"""Compiles every kernel of the fused step for a GPU that is not here: python compile_kernels.py 89
+"""Compiles the fused step's kernels for a GPU that is not here.
+
+    python compile_kernels.py 89 bfloat16
 
 Prints a line of JSON a kernel: its name, the shared memory it needs and what the GPU has, in bytes.
 Tensors are fake and on "cuda"; launches compile down to machine code and go no further.
@@ -60,10 +62,10 @@ def pretend(capability: int) -> None:
     JITFunction.run = compile_only
 
 
-def block() -> None:
-    """Forward and backward of what a block of the fused network launches, in bfloat16."""
+def block(dtype: torch.dtype) -> None:
+    """Forward and backward of what a block of the fused network launches."""
 
-    def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
         return torch.empty(*shape, dtype=dtype, device="cuda")
 
     tokens, inside = CLIPS * FRAMES * POSITIONS, 4 * WIDTH
@@ -91,4 +93,4 @@ def block() -> None:
 if __name__ == "__main__":
     pretend(int(sys.argv[1]))
     with FakeTensorMode():
-        block()
+        block(getattr(torch, sys.argv[2]))

@@ -17,9 +17,10 @@ KERNELS |= {"residual_norm_backward", "temporal_forward", "temporal_backward"}
 
 
 # RTX 6000 Ada, H100 and H200, RTX PRO 6000: the targets of the matrix.
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("capability", [89, 90, 120])
 @pytest.mark.skipif(find_spec("triton") is None, reason="torch comes without Triton on this system")
-def test_kernels_compile_and_fit(capability: int, tmp_path: Path) -> None:
+def test_kernels_compile_and_fit(capability: int, dtype: str, tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "TRITON_INTERPRET": "0",
@@ -27,7 +28,7 @@ def test_kernels_compile_and_fit(capability: int, tmp_path: Path) -> None:
         "PYTHONPATH": str(ROOT),
     }
     done = subprocess.run(
-        [sys.executable, ROOT / "tests/compile_kernels.py", str(capability)],
+        [sys.executable, ROOT / "tests/compile_kernels.py", str(capability), dtype],
         env=environment,
         capture_output=True,
         text=True,

@@ -120,7 +120,7 @@ def test_tiles_moved_by_a_copy_engine_are_the_same(
     wanted = results(moe.mixture, x, gate, layers, 2, upstream)
     monkeypatch.setattr(fused, "_has_copy_engine", lambda device: asked.append(device) or True)
     shape = fused._shape(x.device)
-    monkeypatch.setattr(fused, "_gradient_shape", lambda device, wide: {"tile_m": 64, **shape})
+    monkeypatch.setattr(fused, "_gradient_shape", lambda left, wide: {"tile_m": 64, **shape})
     monkeypatch.setattr(fused, "ROWS_OF_ONE", 128)  # so that experts have several parts
     assert_same(results(fused_mixture, x, gate, layers, 2, upstream), wanted)
     assert asked

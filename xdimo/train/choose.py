@@ -1,6 +1,6 @@
 """`xdimo choose`: every implementation timed on one card, at each batch of a target. No torch here.
 
-One process and random latents: what several cards add (DDP) is much the same for all.
+One process and random latents: what several cards add (the all-reduce) is much the same for all.
 """
 
 import json

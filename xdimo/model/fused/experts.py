@@ -170,7 +170,7 @@ def _multiply(
 def _gradient(left: Tensor, right: Tensor, rows: Rows) -> Tensor:
     """left^T right of each expert's rows: [E, left, right]."""
     width_left, width_right, experts = left.shape[1], right.shape[1], len(rows.first_E)
-    shape = _gradient_shape(left.device, wide=width_right > width_left)
+    shape = _gradient_shape(left, wide=width_right > width_left)
     part_rows = _part_rows(len(left), experts)
     parts = len(left) // part_rows + experts  # at most: an expert's last one need not be full
     partial = left.new_empty(parts, width_left, width_right, dtype=torch.float32)
@@ -206,9 +206,10 @@ def _part_rows(rows: int, experts: int) -> int:
     return triton.cdiv(triton.cdiv(rows, parts), TILE) * TILE
 
 
-def _gradient_shape(device: torch.device, wide: bool) -> dict[str, int]:
-    """Of [left, right]; ``wide``: right is the longer side."""
-    if _has_copy_engine(device) and _roomy(device):
+def _gradient_shape(left: Tensor, wide: bool) -> dict[str, int]:
+    """``wide``: right is the longer side."""
+    device = left.device
+    if _has_copy_engine(device) and left.element_size() == 2:  # four stages fill its shared memory
         tile_m, tile_n = (128, 256) if wide else (256, 128)
         return {"tile_m": tile_m, "tile_n": tile_n, "tile_k": 64, "num_warps": 8, "num_stages": 4}
     return {"tile_m": 128 if device.type == "cuda" else 64, **_shape(device)}
