@@ -34,6 +34,10 @@ def train(rank: int, folder: Path, case: str) -> None:
     averaged.BUCKET = 1500  # of bytes; a layer's weights have 1,024
     seed = rank if case == "different weights" else 0
     model = Network(seed, turned=case == "different orders" and rank == 1)
+    if case == "unused weight":
+        model.unused = nn.Parameter(torch.ones(3))
+    if case == "not a number":
+        model.first.fc1.weight.data.fill_(float("nan"))
     other = DistributedDataParallel(copy.deepcopy(model)) if case == "same" else None
     mine = Averaged(model)
     sent: list[int] = []
@@ -80,8 +84,13 @@ def test_gradients_are_those_of_ddp_and_go_in_several_launches(tmp_path: Path) -
     [
         ("different orders", "ranks 0 and 1 have gradients in different orders"),
         ("different weights", "first.fc1.weight: ranks 0 and 1 have different weights"),
+        ("unused weight", "1 parameters had no gradient"),
     ],
 )
-def test_ranks_that_differ_are_found(tmp_path: Path, case: str, message: str) -> None:
+def test_what_cannot_be_averaged_is_found(tmp_path: Path, case: str, message: str) -> None:
     for found in results(tmp_path, case):
         assert message in str(found["error"])
+
+
+def test_a_loss_that_is_no_number_is_left_to_the_loop(tmp_path: Path) -> None:
+    assert [found["error"] for found in results(tmp_path, "not a number")] == [None, None]

@@ -1,5 +1,6 @@
 """Gradients averaged over the ranks, without the copies that DDP makes of them."""
 
+from math import isnan
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from xdimo.train import group
 
-BUCKET = 25 * 2**20  # bytes sent at once, DDP's
+BUCKET = 25 * 2**20  # bytes of a launch, DDP's; it goes as soon as it has them, or with the last
 
 
 class Averaged(nn.Module):
@@ -19,7 +20,8 @@ class Averaged(nn.Module):
     parameter, and 0.6 GB of S/2 4E2A through memory.
 
     Every parameter must have a gradient, in the same order on all ranks, as one network has them.
-    The second call compares the order and the weights of all ranks: RuntimeError where they differ.
+    The second call compares the order and the weights of all ranks. Raises RuntimeError where they
+    differ, or where a parameter had no gradient.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -33,6 +35,8 @@ class Averaged(nn.Module):
         self._begin()
 
     def forward(self, *inputs: Tensor) -> Any:
+        if self.left != len(self.names):
+            raise RuntimeError(f"{self.left} parameters had no gradient in the last backward pass")
         if self.order and not self.compared:
             self._compare()
             self.compared = True
@@ -74,7 +78,7 @@ class Averaged(nn.Module):
             if order != ranks[0][0]:
                 raise RuntimeError(f"ranks 0 and {rank} have gradients in different orders")
             for name, mine, other in zip(self.names.values(), ranks[0][1], theirs, strict=True):
-                if mine != other:
+                if mine != other and not (isnan(mine) and isnan(other)):  # the loss tells of NaN
                     raise RuntimeError(
                         f"{name}: ranks 0 and {rank} have different weights after a step"
                     )

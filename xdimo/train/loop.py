@@ -100,7 +100,7 @@ def _steps(
     state = checkpoint.State(model, ema, optimizer_of(spec, model), generator)
     done = checkpoint.load(resume, spec.hash, state) if resume else 0
 
-    ddp = distributed(spec, model, device)
+    wrapped = distributed(spec, model, device)
     diffusion = Diffusion().to(device)
     vae = None
     if spec.data.mode == "online":
@@ -110,7 +110,7 @@ def _steps(
     steps = last - done + profiled.batches(spec)
     loader = clips.loader(spec, rank=rank, first_step=done, steps=steps, data=data, videos=videos)
     batches = iter(loader)
-    take_step = stepper(spec, state, ddp, diffusion, vae)
+    take_step = stepper(spec, state, wrapped, diffusion, vae)
     clock = meter.Clock(device)
     timer = meter.StepMeter(clock)
     window_start = None

@@ -20,18 +20,20 @@ EAGER_STEPS = 3
 class Step:
     """Loss and gradient norm of one step on one batch of the loader, both left on the device.
 
-    ``ddp``: the model, wrapped where there are several ranks. ``vae``: online mode's encoder.
+    ``wrapped``: the model, in what averages its gradients where there are several ranks. ``vae``:
+    online mode's encoder.
     """
 
     def __init__(
         self,
         spec: RunSpec,
         state: State,
-        ddp: Callable[[Tensor, Tensor], Tensor],
+        wrapped: Callable[[Tensor, Tensor], Tensor],
         diffusion: Diffusion,
         vae: Any,
     ) -> None:
-        self.spec, self.state, self.ddp, self.diffusion, self.vae = spec, state, ddp, diffusion, vae
+        self.spec, self.state, self.wrapped = spec, state, wrapped
+        self.diffusion, self.vae = diffusion, vae
         self.parameters = [p for p in state.model.parameters() if p.requires_grad]
         # Encloses each part of a step; a profiler gives them names.
         self.part: Callable[[str], AbstractContextManager[Any]] = lambda name: nullcontext()
@@ -43,7 +45,7 @@ class Step:
             latents = clips.to_latents(batch, self.vae, spec.vae.scaling_factor, state.generator)
 
         with self.part("forward"), autocast(spec):
-            loss = self.diffusion.loss(self.ddp, latents, state.generator)["loss"]
+            loss = self.diffusion.loss(self.wrapped, latents, state.generator)["loss"]
 
         with self.part("backward"):
             loss.backward()

@@ -24,8 +24,8 @@ from xdimo.model.fused import expert_kernels as kernels
 
 TILE = 128  # rows of a tile: each has one expert
 CHUNK = 512  # choices that one program sorts
-PARTS = 3  # an expert, on average, in which a weight gradient is summed over more rows than that
-ROWS_OF_ONE = 320 * TILE
+ROWS_OF_ONE = 320 * TILE  # up to here, 5 clips of S/2, a weight gradient has one part an expert
+PARTS = 3  # and beyond
 
 
 class Rows(NamedTuple):
@@ -199,8 +199,8 @@ def _gradient(left: Tensor, right: Tensor, rows: Rows) -> Tensor:
 
 
 def _part_rows(rows: int, experts: int) -> int:
-    """Of a partial sum: no more than an expert has on average, for shares are uneven and the
-    largest would be waited for; less where there is work for several rounds of a card's units.
+    """Rows of a partial sum: about an expert's average share, or a third of it beyond ROWS_OF_ONE.
+    Shares are uneven, and the largest would be waited for.
     """
     parts = experts * (PARTS if rows > ROWS_OF_ONE else 1)
     return triton.cdiv(triton.cdiv(rows, parts), TILE) * TILE
