@@ -56,7 +56,7 @@ def test_measured_cells_are_appended_once(bench, table):
 
 
 def test_a_kept_record_is_the_same_record(bench, table, tmp_path):
-    keep(bench, HARDWARE, "config/config.yaml", tmp_path / "records/2026-11")
+    keep(bench, HARDWARE, tmp_path / "records/2026-11")
     assert add(bench, HARDWARE, table, tmp_path / "records/2026-11") == 2
     assert add(bench, HARDWARE, table) == 0
 
@@ -101,12 +101,12 @@ def test_a_model_name_gives_the_flops_of_the_run_it_names(tmp_path):
 
 def test_the_summary_can_be_rendered_again_from_kept_records(bench, tmp_path):
     folder = tmp_path / "records" / "2026-11"
-    runs = keep(bench, HARDWARE, "config/config.yaml", folder)
+    runs = keep(bench, HARDWARE, folder)
     assert len(runs) == 3
     assert not list(folder.rglob("output.log"))
     kept = parse(Bench, read_yaml(folder / "config.json"))
     assert kept == bench
-    again = render(kept, HARDWARE, "config/config.yaml", records=folder)
+    again = render(kept, HARDWARE, str(folder / "config.json"), records=folder)
     assert again.en == (folder / "summary.md").read_text()
     live = render(bench, HARDWARE, "config/config.yaml")
     assert again.data["cells"] == live.data["cells"]
@@ -117,13 +117,13 @@ def test_the_summary_can_be_rendered_again_from_kept_records(bench, tmp_path):
 def test_nothing_to_keep_is_said(tmp_path):
     bench = records.bench(tmp_path / "results")
     with pytest.raises(UserError, match="no run to keep"):
-        keep(bench, HARDWARE, "c", tmp_path / "records")
+        keep(bench, HARDWARE, tmp_path / "records")
 
 
 def test_one_name_does_not_keep_two_campaigns(bench, tmp_path):
-    keep(bench, HARDWARE, "config/config.yaml", tmp_path / "records/2026-11")
+    keep(bench, HARDWARE, tmp_path / "records/2026-11")
     other = records.bench(tmp_path / "other")
     records.write_run(other, "gpu_h200-bs1-r1")
     with pytest.raises(UserError, match=r"config.json: keeps campaign '2026-11' of results"):
-        keep(other, HARDWARE, "config/config.yaml", tmp_path / "records/2026-11")
+        keep(other, HARDWARE, tmp_path / "records/2026-11")
     assert not (tmp_path / "records/2026-11/gpu_h200-bs1-r1").exists()

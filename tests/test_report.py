@@ -25,8 +25,8 @@ NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 def test_what_git_keeps_is_what_its_records_say(config, monkeypatch):
     monkeypatch.chdir(ROOT)
     bench = parse(Bench, read_json(config))
-    path = f"config/{bench.campaign}.yaml"
-    made = render(bench, load_hardware(bench.hardware), path, records=config.parent)
+    path = config.relative_to(ROOT)
+    made = render(bench, load_hardware(bench.hardware), str(path), records=config.parent)
     assert made.en == (config.parent / "summary.md").read_text()
     assert made.zh == (config.parent / "summary.zh.md").read_text()
     assert made.csv == (config.parent / "summary.csv").read_text()

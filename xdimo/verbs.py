@@ -327,7 +327,7 @@ def keep(arguments: Namespace) -> None:
 
     bench = _bench(arguments)
     folder = Path("results/records") / bench.campaign
-    runs = keep(bench, load_hardware(bench.hardware), _named(arguments.config), folder)
+    runs = keep(bench, load_hardware(bench.hardware), folder)
     print(f"{folder}: {len(runs)} runs")
 
 

@@ -13,12 +13,13 @@ from xdimo.report.summary import render, write
 KEPT = ("spec.json", "run.json", "metrics.json", "attempts/*/run.json", "attempts/*/log.jsonl")
 
 
-def keep(bench: Bench, hardware: Hardware, config_path: str, folder: Path) -> list[Path]:
+def keep(bench: Bench, hardware: Hardware, folder: Path) -> list[Path]:
     """Copy the campaign to ``folder`` (results/records/<campaign>) and render it from there.
 
-    Beside the runs lie config.json (the whole config as it is now), manifest.json, what was chosen
-    between implementations, the summary and its plots. Returns the copied runs. Raises UserError
-    where the campaign has none, or the folder keeps those of other results.
+    Beside the runs lie config.json (the whole config as it is now; the summary's commands name it,
+    so that they run what was run), manifest.json, what was chosen between implementations, the
+    summary and its plots. Returns the copied runs. Raises UserError where the campaign has none, or
+    the folder keeps those of other results.
     """
     source, kept = Path(bench.runs_folder), folder / "config.json"
     if kept.exists() and (results := read_json(kept)["results"]) != bench.results:
@@ -40,7 +41,7 @@ def keep(bench: Bench, hardware: Hardware, config_path: str, folder: Path) -> li
         _copy(manifest, folder / "manifest.json")
     write_json(kept, bench.model_dump(mode="json"))
     draw(bench, hardware, folder / "plots", records=folder)
-    write(render(bench, hardware, config_path, records=folder), folder)
+    write(render(bench, hardware, str(kept), records=folder), folder)
     return [folder / run.name for run in runs]
 
 
