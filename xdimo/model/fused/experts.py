@@ -133,7 +133,7 @@ def _multiply(
         shape = {**shape, "num_warps": 8, "maxnreg": 128}
     tile_n, tile_k = shape["tile_n"], shape["tile_k"]
     moved: tuple[Any, ...] = rows, weights, out
-    # With GELU the copies are hidden anyway, and the descriptors take registers.
+    # With GELU nothing is won: docs/performance.md.
     plain = not has_gelu and tokens_of is None
     if plain and _has_copy_engine(rows.device) and _aligned(*moved):
         moved = (
