@@ -1,6 +1,6 @@
 """Compiles the fused step's kernels for a GPU that is not here.
 
-    python compile_kernels.py 89 bfloat16
+    python compile_kernels.py 89 bfloat16 float32
 
 Prints a line of JSON a kernel: its name, the shared memory it needs and what the GPU has, in bytes.
 Tensors are fake and on "cuda"; launches compile down to machine code and go no further.
@@ -93,4 +93,5 @@ def block(dtype: torch.dtype) -> None:
 if __name__ == "__main__":
     pretend(int(sys.argv[1]))
     with FakeTensorMode():
-        block(getattr(torch, sys.argv[2]))
+        for name in sys.argv[2:]:
+            block(getattr(torch, name))

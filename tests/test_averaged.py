@@ -28,10 +28,20 @@ class Network(nn.Module):
         return self.second(self.first(x))
 
 
-def train(rank: int, folder: Path, case: str) -> None:
-    """Two backward passes of one rank; leaves what was found in ``folder``."""
+CASES = ("same", "different orders", "different weights", "unused weight", "not a number")
+
+
+def rank_of(rank: int, folder: Path) -> None:
+    """One of two ranks: all cases; leaves what was found in ``folder``."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     averaged.BUCKET = 1500  # of bytes; a layer's weights have 1,024
+    torch.save({case: train(rank, case) for case in CASES}, folder / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def train(rank: int, case: str) -> dict[str, Any]:
+    """Two backward passes."""
     seed = rank if case == "different weights" else 0
     model = Network(seed, turned=case == "different orders" and rank == 1)
     if case == "unused weight":
@@ -61,18 +71,19 @@ def train(rank: int, folder: Path, case: str) -> None:
                     apart = max(apart, float((a.grad - b.grad).abs().max() / b.grad.abs().max()))
     except RuntimeError as raised:
         error = str(raised)
-    torch.save({"apart": apart, "error": error, "sent": sent}, folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return {"apart": apart, "error": error, "sent": sent}
 
 
-def results(folder: Path, case: str) -> list[dict[str, Any]]:
-    multiprocessing.spawn(train, (folder, case), nprocs=2)
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Each rank's findings, by case."""
+    folder = tmp_path_factory.mktemp("ranks")
+    multiprocessing.spawn(rank_of, (folder,), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-def test_gradients_are_those_of_ddp_and_go_in_several_launches(tmp_path: Path) -> None:
-    for found in results(tmp_path, "same"):
+def test_gradients_are_those_of_ddp_and_go_in_several_launches(ranks: list[dict[str, Any]]) -> None:
+    for found in (rank["same"] for rank in ranks):
         assert found["error"] is None
         assert found["apart"] < 1e-6
         assert sum(found["sent"]) == 2 * 8  # two passes over two layers of two weights and biases
@@ -87,10 +98,12 @@ def test_gradients_are_those_of_ddp_and_go_in_several_launches(tmp_path: Path) -
         ("unused weight", "1 parameters had no gradient"),
     ],
 )
-def test_what_cannot_be_averaged_is_found(tmp_path: Path, case: str, message: str) -> None:
-    for found in results(tmp_path, case):
-        assert message in str(found["error"])
+def test_what_cannot_be_averaged_is_found(
+    ranks: list[dict[str, Any]], case: str, message: str
+) -> None:
+    for rank in ranks:
+        assert message in str(rank[case]["error"])
 
 
-def test_a_loss_that_is_no_number_is_left_to_the_loop(tmp_path: Path) -> None:
-    assert [found["error"] for found in results(tmp_path, "not a number")] == [None, None]
+def test_a_loss_that_is_no_number_is_left_to_the_loop(ranks: list[dict[str, Any]]) -> None:
+    assert [rank["not a number"]["error"] for rank in ranks] == [None, None]

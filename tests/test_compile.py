@@ -18,11 +18,11 @@ KERNELS |= {"residual_norm_backward", "temporal_forward", "temporal_backward"}
 
 # RTX 6000 Ada, H100 and H200, RTX PRO 6000: the targets of the matrix.
 @pytest.mark.parametrize(
-    ("capability", "dtype"),
-    [(89, "bfloat16"), (89, "float32"), (90, "bfloat16"), (90, "float32"), (120, "bfloat16")],
+    ("capability", "types"),
+    [(89, ["bfloat16", "float32"]), (90, ["bfloat16", "float32"]), (120, ["bfloat16"])],
 )
 @pytest.mark.skipif(find_spec("triton") is None, reason="torch comes without Triton on this system")
-def test_kernels_compile_and_fit(capability: int, dtype: str, tmp_path: Path) -> None:
+def test_kernels_compile_and_fit(capability: int, types: list[str], tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "TRITON_INTERPRET": "0",
@@ -30,7 +30,7 @@ def test_kernels_compile_and_fit(capability: int, dtype: str, tmp_path: Path) ->
         "PYTHONPATH": str(ROOT),
     }
     done = subprocess.run(
-        [sys.executable, ROOT / "tests/compile_kernels.py", str(capability), dtype],
+        [sys.executable, ROOT / "tests/compile_kernels.py", str(capability), *types],
         env=environment,
         capture_output=True,
         text=True,
