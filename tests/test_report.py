@@ -12,9 +12,10 @@ from tests.conftest import ROOT
 from xdimo.config import SIZES, Bench
 from xdimo.files import read_json, write_json
 from xdimo.load import load_hardware, parse
+from xdimo.report.definitions import DEFINITIONS
 from xdimo.report.summary import render, write
 from xdimo.report.tables import escaped
-from xdimo.report.words import DEFINITIONS, WORDS
+from xdimo.report.words import WORDS
 
 KEPT = sorted((ROOT / "results/records").glob("*/config.json"))
 MODES = "Data modes: each target's baseline, and cells measured in both"
