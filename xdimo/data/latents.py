@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # the index can be read without torch
     import torch
 
 
-# Encodings: compiling takes half a minute and makes an H100 encode 1,500 a second instead of 500.
+# Frames: compiling takes half a minute and makes an H100 encode 1,500 a second instead of 500.
 WORTH_COMPILING = 25_000
 
 

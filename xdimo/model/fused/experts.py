@@ -24,8 +24,9 @@ from xdimo.model.fused import expert_kernels as kernels
 
 TILE = 128  # rows of a tile: each has one expert
 CHUNK = 512  # choices that one program sorts
-ROWS_OF_ONE = 320 * TILE  # up to here, 5 clips of S/2, a weight gradient has one part an expert
-PARTS = 3  # and beyond
+# A weight gradient is summed in parts: one an expert up to so many rows, 5 clips of S/2; then more.
+ROWS_OF_ONE_PART = 320 * TILE
+PARTS = 3
 
 
 class Rows(NamedTuple):
@@ -99,9 +100,10 @@ def _tiles(tensor: Tensor, *block: int) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(tensor, list(block))
 
 
-def _aligned(*tensors: Tensor) -> bool:
-    """Rows begin where the copy engine can."""
-    return all(each.shape[-1] * each.element_size() % 16 == 0 for each in tensors)
+def _can_move(*tensors: Tensor) -> bool:
+    """Whether there is a copy engine, and all rows begin where it can."""
+    aligned = all(each.shape[-1] * each.element_size() % 16 == 0 for each in tensors)
+    return aligned and _has_copy_engine(tensors[0].device)
 
 
 def _multiply(
@@ -132,11 +134,10 @@ def _multiply(
         # Registers for two programs a multiprocessor: one's epilogue hides behind the other.
         shape = {**shape, "num_warps": 8, "maxnreg": 128}
     tile_n, tile_k = shape["tile_n"], shape["tile_k"]
-    moved: tuple[Any, ...] = rows, weights, out
+    operands: tuple[Any, ...] = rows, weights, out
     # With GELU nothing is won: docs/performance.md.
-    plain = not has_gelu and tokens_of is None
-    if plain and _has_copy_engine(rows.device) and _aligned(*moved):
-        moved = (
+    if not has_gelu and tokens_of is None and _can_move(*operands):
+        operands = (
             _tiles(rows, TILE, tile_k),
             _tiles(weights.flatten(0, 1), *((tile_k, tile_n) if transposed else (tile_n, tile_k))),
             _tiles(out, TILE, tile_n),
@@ -144,9 +145,9 @@ def _multiply(
     choices, top_k = tokens_of or (0, 0)
     grid = (len(expert_M) * triton.cdiv(width_out, tile_n),)
     kernels.matmul_rows[grid](
-        *moved[:2],
+        *operands[:2],
         bias if bias is not None else rows,
-        moved[2],
+        operands[2],
         before if before is not None else hidden if hidden is not None else rows,
         sums if sums is not None else rows,
         choice_R,
@@ -175,12 +176,12 @@ def _gradient(left: Tensor, right: Tensor, rows: Rows) -> Tensor:
     parts = len(left) // part_rows + experts  # at most: an expert's last one need not be full
     partial = left.new_empty(parts, width_left, width_right, dtype=torch.float32)
     tiles = triton.cdiv(width_left, shape["tile_m"]) * triton.cdiv(width_right, shape["tile_n"])
-    moved: tuple[Any, Any] = left, right
-    if _has_copy_engine(left.device) and _aligned(left, right):
+    operands: tuple[Any, Any] = left, right
+    if _can_move(left, right):
         tile_k = shape["tile_k"]
-        moved = _tiles(left, tile_k, shape["tile_m"]), _tiles(right, tile_k, shape["tile_n"])
+        operands = _tiles(left, tile_k, shape["tile_m"]), _tiles(right, tile_k, shape["tile_n"])
     kernels.weight_gradient[(tiles, parts)](
-        *moved,
+        *operands,
         partial,
         rows.first_E,
         rows.last_E,
@@ -191,18 +192,18 @@ def _gradient(left: Tensor, right: Tensor, rows: Rows) -> Tensor:
         **shape,
     )
     out = left.new_empty(experts, width_left, width_right)
-    size = width_left * width_right
-    kernels.sum_parts[(experts, triton.cdiv(size, 1024))](
-        partial, out, rows.first_E, rows.last_E, size, part_rows, experts, 1024
+    size, block = width_left * width_right, 1024
+    kernels.sum_parts[(experts, triton.cdiv(size, block))](
+        partial, out, rows.first_E, rows.last_E, size, part_rows, experts, block
     )
     return out
 
 
 def _part_rows(rows: int, experts: int) -> int:
-    """Rows of a partial sum: about an expert's average share, or a third of it beyond ROWS_OF_ONE.
-    Shares are uneven, and the largest would be waited for.
+    """Rows of a partial sum: about an expert's average share, or a third of it beyond
+    ROWS_OF_ONE_PART. Shares are uneven, and the largest would be waited for.
     """
-    parts = experts * (PARTS if rows > ROWS_OF_ONE else 1)
+    parts = experts * (PARTS if rows > ROWS_OF_ONE_PART else 1)
     return triton.cdiv(triton.cdiv(rows, parts), TILE) * TILE
 
 
