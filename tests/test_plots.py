@@ -10,6 +10,7 @@ from xdimo.report import plots
 from xdimo.report.bars import bars
 from xdimo.report.cells import survey
 from xdimo.report.lines import step_times
+from xdimo.report.look import look
 from xdimo.report.roofline import roofline
 from xdimo.report.words import Words
 
@@ -40,6 +41,14 @@ def test_bars_are_the_measured_cells_and_gaps_are_labelled(bench):
     assert [bar.get_width() for bar in axes.patches] == pytest.approx(expected)
     assert texts(axes).count("pending") == 3 and "OOM: rank 0" in texts(axes)
     assert [tick.get_text() for tick in axes.get_yticklabels()] == list(bench.cells)
+
+
+def test_a_batch_has_one_look_on_every_target(bench):
+    view = survey(bench, HARDWARE)
+    looks = {name: look(view, cell)[1] for name, cell in view.cells.items()}
+    batches = {name: cell.clips_per_gpu for name, cell in bench.cells.items()}
+    pairs = {(batches[name], looks[name]) for name in bench.cells}
+    assert len(pairs) == len(set(batches.values())) == len({each for _, each in pairs}) == 3
 
 
 def test_whiskers_span_the_repeats(bench):

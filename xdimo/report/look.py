@@ -9,7 +9,7 @@ from xdimo.report.words import Words
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe-Ito: told apart by colour-blind readers. A target has a colour, a variant a hatch or a dash.
+# Okabe-Ito: told apart by colour-blind readers. A target has a colour, a batch a hatch or a dash.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "---")
 DASHES = ("-", "--", ":", "-.")
@@ -38,10 +38,11 @@ def canvas(height: float) -> "Figure":
 
 
 def look(view: Survey, cell: CellState) -> tuple[str, int]:
-    """Colour of the cell's target, index of its variant."""
+    """Colour of the cell's target, index of its variant among those of all targets."""
     target = cell.cell.target
     colour = COLOURS[list(view.bench.targets).index(target) % len(COLOURS)]
-    return colour, view.bench.targets[target].variants.index(cell.cell.clips_per_gpu)
+    batches = {each for target in view.bench.targets.values() for each in target.variants}
+    return colour, sorted(batches).index(cell.cell.clips_per_gpu)
 
 
 def absent(cell: CellState, words: Words) -> str:
