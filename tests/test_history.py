@@ -34,7 +34,7 @@ def table(tmp_path):
 
 
 def test_the_claims_of_the_first_two_rows_are_recomputed():
-    first, second = read(records.ROOT / "config/history.csv")
+    first, second, *_ = read(records.ROOT / "config/history.csv")
     assert first.tflops == pytest.approx(25.2, abs=0.05)
     assert first.mfu == pytest.approx(0.0087, abs=5e-5)
     assert second.tflops == pytest.approx(9.2, abs=0.05)
@@ -45,7 +45,7 @@ def test_measured_cells_are_appended_once(bench, table):
     before = table.read_text()
     assert add(bench, HARDWARE, table) == 2
     assert table.read_text().startswith(before)
-    rows = read(table)[2:]
+    rows = read(table)[-2:]
     assert [row.text["hardware"] for row in rows] == ["RTX 6000 Ada", "H200 SXM"]
     assert rows[0].text["claimed_tflops"] == "" and Path(rows[0].text["record"]).exists()
     metrics = render(bench, HARDWARE, "c").data["cells"][0]["metrics"]

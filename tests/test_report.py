@@ -210,7 +210,7 @@ def test_the_demo_says_so_on_its_first_line(tmp_path, bench):
 
 def test_the_historical_rows_show_claims_and_what_is_so(bench):
     rows = rows_under(summary(bench).en, "Earlier measurements")
-    assert [row[4:8] for row in rows] == [
+    assert [row[4:8] for row in rows[:2]] == [
         ["235", "25.2", "32 %", "0.87 %"],
         ["86", "9.20", "4.3 %", "0.46 %"],
     ]
