@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -294,3 +295,14 @@ def test_declared_must_be_effective(run_once: Train) -> None:
 def test_a_process_outside_its_group_is_refused(run_once: Train) -> None:
     with pytest.raises(UserError, match="1 processes for a run of 2: start it with xdimo launch"):
         run_once("out", gpus=2)
+
+
+def test_a_captured_step_leaves_its_callers_batches_alone() -> None:
+    taken = step.CapturedStep.__new__(step.CapturedStep)  # without a GPU no stream can be made
+    taken.buffers = {}
+    taken.step = SimpleNamespace(state=SimpleNamespace(generator=torch.Generator()))
+    first, second = ({"mean": torch.full((2,), value), "epoch": 0} for value in (1.0, 2.0))
+    for batch in (first, second):
+        taken._take(batch)
+    assert taken.buffers["mean"].tolist() == [2.0, 2.0]
+    assert first["mean"].tolist() == [1.0, 1.0]

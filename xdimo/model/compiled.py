@@ -45,7 +45,9 @@ def dense_mixture(x_TD: Tensor, gate: Layer, experts: Sequence[Mlp], k: int) -> 
 
     hidden = F.gelu(F.linear(x_TD, up, up_bias), approximate="tanh")  # T EH
     hidden_TEH = hidden.unflatten(-1, (len(experts), -1)) * weight_TE[:, :, None]
-    return F.linear(hidden_TEH.flatten(1), down) + weight_TE @ down_bias_ED
+    # Not a product: under autocast that rounds both sides.
+    bias_TD = (weight_TE[:, :, None] * down_bias_ED).sum(1)
+    return F.linear(hidden_TEH.flatten(1), down) + bias_TD
 
 
 def k_hot(logits_TE: Tensor, k: int) -> Tensor:

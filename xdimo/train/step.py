@@ -101,7 +101,7 @@ class CapturedStep:
         tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
         if not self.buffers:
             device = self.step.state.generator.device
-            self.buffers = {key: value.to(device) for key, value in tensors.items()}
+            self.buffers = {key: value.to(device, copy=True) for key, value in tensors.items()}
         for key, value in tensors.items():
             self.buffers[key].copy_(value, non_blocking=True)
 
