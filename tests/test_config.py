@@ -44,6 +44,16 @@ def test_legacy_rows_are_cells_as_they_were_run() -> None:
     assert bench.train.implementation == "reference"
 
 
+def test_the_historical_step_goes_over_the_lent_cards() -> None:
+    theirs = load(ROOT / "config/legacy.yaml", HERE)
+    ours = load([ROOT / "config/lent.yaml", ROOT / "config/lent_legacy.yaml"], HERE)
+    step = {"train": {"implementation", "precision", "deterministic"}, "model": True, "vae": True}
+    assert ours.model_dump(include=step) == theirs.model_dump(include=step)
+    cells = [(ours.cells[name].mode, ours.cells[name].clips_per_gpu) for name in ours.cells]
+    assert ours.targets["h100_2"].gpus == theirs.targets["gpu_h200_x2"].gpus
+    assert {mode for mode, _ in cells} == {"online"} and ("online", 1) in cells
+
+
 def test_the_dense_model_goes_over_the_lent_cards() -> None:
     lent = load(ROOT / "config/lent.yaml", HERE)
     assert {target.gpus for target in lent.targets.values()} == {1, 2, 4}

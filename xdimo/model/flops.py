@@ -96,7 +96,6 @@ def hardware_flops(
     if name == "dense":
         if model.experts > 1:
             others += needed.experts * (model.experts - model.top_k) // model.top_k
-            others += model.depth * tokens * 2 * model.experts * d  # weights times biases
         return Executed(others + 2 * (across + along), 3 * others + 7 * across + 6 * along)
     # Its kernel pads frames and a head's channels to powers of two, from 16 on.
     side, channels = (max(16, 1 << (n - 1).bit_length()) for n in (frames, d // model.heads))

@@ -173,7 +173,8 @@ def _speedup(claim: Claim, found: list[Claim]) -> str | None:
 
 def _text(told: Explanation, found: list[Claim]) -> str:
     claim = told.claim
-    title = f"{claim.name}: {_n(claim.gpus)} GPUs, global batch {_n(claim.global_batch)}, "
+    cards = f"{_n(claim.gpus)} GPU{'s' * (claim.gpus != 1)}"
+    title = f"{claim.name}: {cards}, global batch {_n(claim.global_batch)}, "
     lines = [f"{title}{claim.steps_per_s.value:g} steps/s ({claim.source}, {claim.where})"]
     claimed = [f"{claim.tflops.value:g} TFLOP/s"] if claim.tflops else []
     claimed += [f"MFU {100 * claim.mfu.value:.4g} %"] if claim.mfu else []
@@ -197,7 +198,7 @@ def _text(told: Explanation, found: list[Claim]) -> str:
         value = f"{claim.tflops.value:g}" if claim.tflops else "TFLOP/s"
         name = told.peak.name
         what = f"the peak {name}" if name.startswith("of ") else f"the {name} peak"
-        over = f"{claim.gpus} GPUs x {told.peak.tflops:g}, {what}"
+        over = f"{cards} x {told.peak.tflops:g}, {what}"
         lines.append(f"  its MFU    {100 * claim.mfu.value:.4g} % = {value} / ({over})")
     if len(told.chain) > 1:
         title = "From the claim to what it should be, one mistake mended a row:"
