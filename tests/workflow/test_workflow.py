@@ -16,23 +16,23 @@ from tests.videos import write_video
 from tests.workflow.place import edit, planned, runs, snakemake
 
 
-def test_everything_is_made_and_the_second_call_makes_nothing(measured: Path) -> None:
-    results = measured / "results"
+def test_everything_is_made_and_the_second_call_makes_nothing(copy: Path) -> None:
+    results = copy / "results"
     for name in ("summary.md", "summary.zh.md", "summary.csv", "summary.json"):
         assert (results / name).stat().st_size > 0
     linked = re.findall(r"\]\((plots/\S+)\)", (results / "summary.md").read_text())
     assert linked
     assert all((results / path).exists() for path in linked)
-    assert sorted(path.name for path in runs(measured).iterdir()) == [
+    assert sorted(path.name for path in runs(copy).iterdir()) == [
         "cpu_1-bs1-r1",
         "cpu_1-bs2-r1",
         "cpu_2-bs1-r1",
     ]
-    for folder in runs(measured).iterdir():
+    for folder in runs(copy).iterdir():
         run = json.loads((folder / "run.json").read_text())
         assert run["outcome"] == "ok"
         assert (folder / run["log"]).parent == folder / "attempts/1"
-    assert planned(measured) == Counter()
+    assert planned(copy) == Counter()
 
 
 def test_names_are_targets(copy: Path) -> None:
@@ -251,11 +251,11 @@ def test_repeats_are_interleaved(copy: Path) -> None:
     assert [run[-2:] for run in ran] == ["r1", "r1", "r2", "r2"]
 
 
-def test_report_of_snakemake_works_offline(measured: Path) -> None:
-    done = snakemake(measured, "--report", "report.html")
+def test_report_of_snakemake_works_offline(copy: Path) -> None:
+    done = snakemake(copy, "--report", "report.html")
     assert done.returncode == 0, done.stderr
     embedded = re.findall(
-        r"data:image/png;\S*?filename=(\w+)\.png", (measured / "report.html").read_text()
+        r"data:image/png;\S*?filename=(\w+)\.png", (copy / "report.html").read_text()
     )
     assert sorted(embedded) == [
         "memory",
