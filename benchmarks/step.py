@@ -4,7 +4,7 @@
     python benchmarks/step.py --online 4 32              # frames through the VAE in each step
     torchrun --nproc-per-node 2 benchmarks/step.py       # over two GPUs
 
-Latents and frames are random numbers on the device: data and decoding are not part of this. What
+Latents and frames are random numbers on the device: loading and decoding are not part of this. What
 cannot run says why in its row; a kernel that broke the device takes the rows behind it along.
 """
 
@@ -13,13 +13,13 @@ import gc
 import os
 import time
 from collections import Counter
+from itertools import repeat
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
 from tabulate import tabulate
-from torch.profiler import ProfilerActivity, profile
 
 from xdimo.data.vae import encode
 from xdimo.data.vae import load as load_vae
@@ -27,13 +27,17 @@ from xdimo.implementations import Name
 from xdimo.load import load, load_hardware
 from xdimo.model.flops import model_flops
 from xdimo.spec import RunSpec, plan, resolve
-from xdimo.train.ledger import KERNELS, kernel_kind
+from xdimo.train import loop
+from xdimo.train.ledger import KERNELS, PARTS, kernel_kind
+from xdimo.train.meter import Clock
+from xdimo.train.profiled import window
 from xdimo.train.rank import first_line
-from xdimo.train.step import Step
+from xdimo.train.step import EAGER_STEPS
 from xdimo.train.timing import parts, random_batch, step_s
 
 ROOT = Path(__file__).parent.parent
 NOWHERE = "sha256:" + "0" * 64
+Shares = dict[str, float]  # of ledger.PARTS
 
 
 def spec_of(clips: int, implementation: str, world: int, mode: str = "cached") -> RunSpec:
@@ -78,19 +82,19 @@ def vae_rate(spec: RunSpec, device: torch.device, frames: int, compiled: bool) -
     return 10 * frames / (time.perf_counter() - started)
 
 
-def shares(spec: RunSpec, device: torch.device) -> Counter[str]:
-    """Milliseconds of each kind of kernels in one step, run as it stands."""
-    step, batch = Step(spec, *parts(spec, device)), random_batch(spec, device)
-    for _ in range(4):
-        step(batch, False)
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        step(batch, False)
-        torch.cuda.synchronize()
-    found: Counter[str] = Counter()
-    for event in profiler.key_averages():
-        found[kernel_kind(event.key)] += event.self_device_time_total / 1e3
-    return found
+def profiled(spec: RunSpec, device: torch.device, keep: bool) -> tuple[Shares, Counter[str]]:
+    """Shares of a step's parts as it is timed, and milliseconds of each kind of kernels in one step
+    as it stands. Collective; both empty on ranks that do not ``keep`` them.
+    """
+    take_step, batch = loop.stepper(spec, *parts(spec, device)), random_batch(spec, device)
+    for _ in range(EAGER_STEPS + 4):
+        take_step(batch, False)
+    ledger, events = window(take_step, repeat(batch), 3, False, Clock(device), keep=keep)
+    kinds: Counter[str] = Counter()
+    for event in events:
+        if event.get("cat") == "kernel":
+            kinds[kernel_kind(event["name"])] += event["dur"] / 1e3
+    return ledger["shares"] if ledger else {}, kinds
 
 
 def free() -> None:
@@ -126,8 +130,8 @@ def main() -> None:
             try:
                 found = measure(spec, device, asked.steps)
                 free()
-                if clips in asked.profile and mode == "cached":
-                    profiles.append([implementation, clips, shares(spec, device)])
+                if clips in asked.profile:
+                    profiles.append([*row, *profiled(spec, device, keep=rank == 0)])
             except Exception as error:  # CUDA's, Triton's or the compiler's
                 row.append(f"{type(error).__name__}: {first_line(error)[:80]}")
                 continue
@@ -148,12 +152,15 @@ def main() -> None:
         print(f"{world} x {name}, torch {torch.__version__}, S/2 4E2A, bf16")
         heads = ["implementation", "latents", "clips/GPU", "clips/s", "step ms", "MFU", "peak GiB"]
         print(tabulate(rows, [*heads, "reserved GiB"], floatfmt=".2f"))
+        print("\nshares of the step in a profiled window, %; an all-reduce where nothing hides it")
+        table = [[*row, *(100 * told.get(part, 0) for part in PARTS)] for *row, told, _ in profiles]
+        print(tabulate(table, [*heads[:3], *PARTS], floatfmt=".1f"))
         print("\nkernel ms of one step, not captured")
         table = [
-            [implementation, clips, *(found[kind] for kind in KERNELS), sum(found.values())]
-            for implementation, clips, found in profiles
+            [*row, *(kinds[kind] for kind in KERNELS), sum(kinds.values())]
+            for *row, _, kinds in profiles
         ]
-        print(tabulate(table, ["implementation", "clips", *KERNELS, "sum"], floatfmt=".1f"))
+        print(tabulate(table, [*heads[:3], *KERNELS, "sum"], floatfmt=".1f"))
         for frames in asked.vae:
             rates = [vae_rate(spec_of(1, "fused", world), device, frames, c) for c in (False, True)]
             print(f"VAE, {frames} frames at once: {rates[0]:.0f} frames/s, compiled {rates[1]:.0f}")
