@@ -144,12 +144,20 @@ def test_what_may_have_slowed_a_run_flags_its_row(bench, moments, flag):
 
 
 def test_cards_at_peace_raise_no_flag_and_give_energy(bench):
-    events = records.telemetry_lines(4, [{"temperature_c": 50}, {}, {"temperature_c": 61}])
+    # Half a second apart: two readings of power still hold the second before the window.
+    before = [{"temperature_c": 50, "power_w": 90}, {"power_w": 300}]
+    events = records.telemetry_lines(4, [*before, {}, {"temperature_c": 61}])
     metrics = measured(bench, "gpu_h200-bs1-r1", events=events)
     assert metrics["flags"] == [] and metrics["sm_mhz_median"] == 1980
     assert metrics["power_w"] == 4 * 420
     assert metrics["joules_per_sample"] == pytest.approx(1680 / metrics["samples_per_s"])
     assert (metrics["temperature_c_start"], metrics["temperature_c_end"]) == (50, 61)
+
+
+def test_a_window_shorter_than_a_reading_of_power_gives_no_energy(bench):
+    metrics = measured(bench, "gpu_h200-bs1-r1", events=records.telemetry_lines(4, [{}, {}]))
+    assert metrics["power_w"] is metrics["joules_per_sample"] is None
+    assert metrics["sm_mhz_median"] == 1980
 
 
 def test_what_a_card_keeps_to_itself_is_not_known(bench):

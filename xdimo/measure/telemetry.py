@@ -9,6 +9,9 @@ from xdimo.measure.events import Telemetry
 
 # A process that has so much as opened a card takes more of its memory.
 CARD_IN_USE_GIB = 0.25
+# Power is the mean of the second before a reading (nvmlDeviceGetPowerUsage, since Ampere): earlier
+# ones hold what the card did before the window.
+POWER_MEAN_S = 1.0
 
 
 def telemetry(samples: Sequence[Telemetry], samples_per_s: float | None) -> dict[str, Any]:
@@ -75,7 +78,8 @@ def _of(summary: Any, values: Iterable[float | None]) -> Any:
 def _power_w(samples: Sequence[Telemetry]) -> float | None:
     """Sum over the cards of each one's mean; None where one card's is not known."""
     cards = {sample.gpu for sample in samples}
-    means = [_of(fmean, (s.power_w for s in samples if s.gpu == card)) for card in cards]
+    inside = [sample for sample in samples if sample.t_s >= POWER_MEAN_S]
+    means = [_of(fmean, (s.power_w for s in inside if s.gpu == card)) for card in cards]
     return sum(means) if means and None not in means else None
 
 
