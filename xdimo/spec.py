@@ -267,19 +267,26 @@ def resolve(
     ``xdimo.data.vae.locate`` found; None for random weights, whose id is their seed.
     ``chosen``: the implementation where the plan leaves it open.
     """
-    vae = dict(planned["vae"])
-    if vae["id"] is None:
+    vae_id = planned["vae"]["id"]
+    if vae_id is None:
         if vae_weights is None:
             raise UserError(f"run {planned['run']}: its VAE has weights; give --vae <folder>")
-        vae["id"] = file_hash(vae_weights)
-    data = dict(planned["data"], dataset=dataset)
+        vae_id = file_hash(vae_weights)
+    return parse(RunSpec, _filled(planned, dataset, vae_id, planned["implementation"] or chosen))
+
+
+def _filled(
+    planned: dict[str, Any], dataset: str | None, vae_id: str, implementation: str | None
+) -> dict[str, Any]:
+    """A plan with what it leaves open, and the name of its latents, which follows from that."""
+    vae = {**planned["vae"], "id": vae_id}
+    data = {**planned["data"], "dataset": dataset}
     if data["mode"] == "cached":
         data["latents"] = latents_name(dataset, vae, data["size"], data["flip"])
-    implementation = planned["implementation"] or chosen
-    return parse(RunSpec, {**planned, "vae": vae, "data": data, "implementation": implementation})
+    return {**planned, "vae": vae, "data": data, "implementation": implementation}
 
 
-def latents_name(dataset: str, vae: dict[str, Any], size: int, flip: bool) -> str:
+def latents_name(dataset: str | None, vae: dict[str, Any], size: int, flip: bool) -> str:
     """Content name of cached latents: the same videos, VAE and transform give the same name."""
     return content_hash({"dataset": dataset, "vae": vae, "size": size, "flip": flip})
 
@@ -334,11 +341,6 @@ def as_planned(
 ) -> dict[str, Any]:
     """The spec that the config asks for now, where a run's own can be held against it.
 
-    Only the run knows the hash of its VAE's weights, and so its latents' name: those are its own.
+    Only the run knows the hash of its VAE's weights: that is its own.
     """
-    return {
-        **planned,
-        "implementation": implementation,
-        "vae": {**planned["vae"], "id": planned["vae"]["id"] or ran.vae.id},
-        "data": {**planned["data"], "dataset": dataset, "latents": ran.data.latents},
-    }
+    return _filled(planned, dataset, planned["vae"]["id"] or ran.vae.id, implementation)

@@ -212,7 +212,11 @@ def _changes(
     ran = record.spec
     known = dataset or ran.data.dataset, implementation or ran.implementation
     expected = as_planned(planned, ran, *known)
-    return ", ".join(_differing(expected, ran.to_json())) or None
+    differing = list(_differing(expected, ran.to_json()))
+    # The name of the latents follows from the others.
+    return (
+        ", ".join(key for key in differing if key != "data.latents" or differing == [key]) or None
+    )
 
 
 def _differing(one: dict[str, Any], other: dict[str, Any], path: str = "") -> Iterable[str]:
