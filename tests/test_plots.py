@@ -6,11 +6,13 @@ import shutil
 import pytest
 import records
 
+from tests.conftest import ROOT
+from xdimo.load import load
 from xdimo.report import plots
 from xdimo.report.bars import bars
 from xdimo.report.cells import survey
 from xdimo.report.lines import step_times
-from xdimo.report.look import look
+from xdimo.report.look import DASHES, HATCHES, MARKERS, look
 from xdimo.report.roofline import roofline
 from xdimo.report.words import Words
 
@@ -70,6 +72,14 @@ def test_the_baseline_is_marked_and_both_peaks_are_shown(bench):
     memory = bars(view, "memory", EN).axes[0]
     assert max(bar.get_width() for bar in memory.patches) == 139.8  # the card's own
     assert "frame: what the card has" in memory.get_xlabel()
+
+
+def test_five_batches_look_five_ways(bench):
+    lent = load(ROOT / "config/lent.yaml")
+    view = survey(lent.model_copy(update={"results": bench.results}), HARDWARE)
+    places = [look(view, cell)[1] for cell in view.variants("h100_1")]
+    for looks in (HATCHES, DASHES, MARKERS):
+        assert len({looks[place % len(looks)] for place in places}) == 5
 
 
 def test_without_the_baseline_a_speedup_waits(bench):

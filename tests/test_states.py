@@ -6,7 +6,9 @@ import pytest
 import records
 from summaries import main_rows, measure, rows_under, summary
 
+from tests.conftest import spec_of
 from xdimo.files import content_hash
+from xdimo.spec import as_planned, plan
 
 
 @pytest.fixture
@@ -100,9 +102,14 @@ def test_a_begun_attempt_and_an_earlier_failure_are_said(bench):
     begun = records.write_run(bench, "gpu_h200-bs4-r1")
     (begun / "run.json").unlink()
     (begun / "attempts/1/run.json").unlink()
+    records.write_run(bench, "gpu_6000ada-bs1-r1")
+    killed = records.write_run(bench, "gpu_6000ada-bs1-r1", attempt=2)
+    (killed / "attempts/1/run.json").unlink()
     rows = {row[0]: row for row in rows_under(summary(bench).en, "Run by run")}
     assert rows["`gpu_h200-bs1-r1`"][1] == "ok; attempt 1: crash: segfault"
     assert rows["`gpu_h200-bs4-r1`"][1] == "pending (begun, no outcome yet: attempts/1)"
+    assert rows["`gpu_6000ada-bs1-r1`"][1] == "ok; attempt 1: cut off, without an outcome"
+    assert rows["`gpu_6000ada-bs1-r1`"][2] == "reference"  # what ran
 
 
 def test_mixed_and_dirty_code_are_warned_of(bench):
@@ -136,3 +143,13 @@ def test_a_headline_run_without_an_interval_is_noted_under_the_tables(tmp_path):
     assert note == "gpu_6000ada-bs1-r3"  # the median run alone
     assert main_rows(document.en)[0][0].endswith("†")
     assert "- `gpu_6000ada-bs1-r3`: 窗口太短：n = 20" in document.zh
+
+
+def test_latents_are_held_to_the_dataset_and_vae_that_they_are_of(bench):
+    ran = spec_of(bench, "gpu_h200-bs1-r1")
+    other = ran.data.model_copy(update={"latents": content_hash("other latents")})
+    known = ran.data.dataset, ran.implementation
+    expected = as_planned(
+        plan(bench, "gpu_h200-bs1-r1"), ran.model_copy(update={"data": other}), *known
+    )
+    assert expected == ran.to_json()

@@ -111,6 +111,9 @@ def _figures(folder: Path) -> dict[str, float]:
         "copy_gb_s": statistics.fmean(e["copy_gb_s"] for e in calibrations),
         "all_reduce_gb_s": statistics.fmean(reduced) if reduced else 0,
         "profiled_ms": 1e3 * ledger["step_s"],
+        "profiled_change_percent": abs(
+            100 * (ledger["step_s"] / statistics.median(e["step_s"] for e in timed) - 1)
+        ),
         **{f"{part}_percent": 100 * share for part, share in ledger["shares"].items()},
     }
 

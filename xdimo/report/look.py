@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 # Okabe-Ito: told apart by colour-blind readers. A target has a colour, a batch a hatch or a dash.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "---")
-DASHES = ("-", "--", ":", "-.")
+DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 GREY = "#5A5A5A"
 STYLE: dict[Any, Any] = {

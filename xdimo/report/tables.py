@@ -23,6 +23,7 @@ NOTED = ("started", "changed", "refused", "unsteady", "disabled")
 RUNS_COLUMNS = [
     "run",
     "state",
+    "implementation",
     "attempt",
     "host",
     "samples_per_s",
@@ -296,6 +297,7 @@ def _run_row(survey: Survey, run: Run, words: Words) -> list[str]:
     state = "; ".join([state_text(run.state, run.note, words), *flags, *_earlier(run, words)])
     outcome = run.record.run if run.record else None
     who = [str(outcome.attempt), outcome.host or ""] if outcome else ["", ""]
+    ran = run.record.spec.implementation if run.record else ""
     values = [""] * 6
     if run.state == "ok" and run.metrics:
         metrics = run.metrics
@@ -308,7 +310,7 @@ def _run_row(survey: Survey, run: Run, words: Words) -> list[str]:
             figures.percent(metrics["data_wait_share"], words),
             " → ".join(loss),
         ]
-    return [f"`{run.name}`", state, *who, *values, _link(survey.folder, run)]
+    return [f"`{run.name}`", state, ran, *who, *values, _link(survey.folder, run)]
 
 
 def _interval(metrics: dict[str, Any], words: Words) -> str:
@@ -325,6 +327,8 @@ def _earlier(run: Run, words: Words) -> Iterable[str]:
     for attempt in run.attempts:
         if attempt.number != counts and attempt.outcome is not None:
             yield words("earlier_attempt", number=attempt.number, state=_ended(attempt, words))
+        elif counts is not None and attempt.number < counts:
+            yield words("earlier_attempt", number=attempt.number, state=words("cut_off"))
 
 
 def _ended(attempt: Attempt, words: Words) -> str:

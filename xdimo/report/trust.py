@@ -150,7 +150,8 @@ PARTS = (
 
 def shares_table(view: Survey, words: Words) -> Table:
     """Parts of the profiled step; they sum to it."""
-    table = Table(["cell", "profiled_ms", *(f"part_{name}" for name in PARTS)])
+    columns = ["cell", "profiled_ms", "profiled_change"]
+    table = Table([*columns, *(f"part_{name}" for name in PARTS)])
     for cell, metrics in measured(view):
         if metrics["ledger"] is None:
             continue
@@ -159,6 +160,7 @@ def shares_table(view: Survey, words: Words) -> Table:
             [
                 cell_link(view, cell),
                 figures.number(1000 * metrics["ledger_step_s"], words),
+                f"{100 * (metrics['ledger_step_s'] / metrics['median_step_s'] - 1):+.1f} %",
                 *(figures.percent(shares.get(name, 0.0), words) for name in PARTS),
             ]
         )

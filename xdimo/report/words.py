@@ -95,9 +95,11 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "under_load": (
         "**Cards under load** (log lines `telemetry`, over the timed window). Power is of all "
-        "cards together; others: processes not of the run on its cards / other cards of the host "
+        "cards together, from the window's second second on (a reading is the mean of the second "
+        "before it); others: processes not of the run on its cards / other cards of the host "
         "at work; links: PCIe generation / width / NVLinks up.",
-        "**负载下的卡**（日志行 `telemetry`，计时窗口内）。功率为所有卡之和；"
+        "**负载下的卡**（日志行 `telemetry`，计时窗口内）。功率为所有卡之和，"
+        "自窗口第二秒起（读数是此前一秒的均值）；"
         "其他：本次所用卡上的外来进程 / 主机上在工作的其他卡；链路：PCIe 代 / 宽度 / NVLink 数。",
     ),
     "drift": (
@@ -112,9 +114,12 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "shares": (
         "**Parts of the step** (log line `ledger`), from steps profiled outside the timed window; "
-        "an all-reduce counts where nothing hides it.",
+        "an all-reduce counts where nothing hides it, and *other* is a device idle between "
+        "launches or at work that belongs to no part. A profiler slows a step: the shares are of "
+        "the longer one.",
         "**一步的组成**（日志行 `ledger`），来自计时窗口之外的剖析；"
-        "all-reduce 只计未被掩盖的部分。",
+        "all-reduce 只计未被掩盖的部分；“其他”为设备在两次启动之间空闲，或不属于任何部分的工作。"
+        "剖析会拖慢一步：占比是对拖慢后的一步而言。",
     ),
     "steady_from": ("Steady from step", "稳态起始步"),
     "tau": ("Autocorrelation time, steps", "自相关时间，步"),
@@ -150,6 +155,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "host_load": ("Host load", "主机负载"),
     "links": ("Links", "链路"),
     "profiled_ms": ("Profiled step, ms", "剖析的一步，毫秒"),
+    "profiled_change": ("Against the timed step", "与计时步之差"),
     "part_data": ("Data wait", "等待数据"),
     "part_host_to_device": ("Host to device", "主机到设备"),
     "part_vae": ("VAE", "VAE"),
@@ -323,6 +329,7 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "no_code": ("No run has been measured yet.", "尚无已完成的运行。"),
     "earlier_attempt": ("attempt {number}: {state}", "第 {number} 次尝试：{state}"),
+    "cut_off": ("cut off, without an outcome", "中断，无结果"),
     "history_note": (
         "Each row is a line of {file}; `xdimo audit` explains what it claims. "
         "Recomputed TFLOP/s = steps/s × global batch × model FLOPs a sample of the effective "
