@@ -129,9 +129,6 @@ def main() -> None:
             rows.append(row)
             try:
                 found = measure(spec, device, asked.steps)
-                free()
-                if clips in asked.profile:
-                    profiles.append([*row, *profiled(spec, device, keep=rank == 0)])
             except Exception as error:  # CUDA's, Triton's or the compiler's
                 row.append(f"{type(error).__name__}: {first_line(error)[:80]}")
                 continue
@@ -148,12 +145,17 @@ def main() -> None:
             mfu = f"{100 * rate / (world * peak):.1f} %" if peak else "n/a"
             row += [found["clips_per_s"], 1e3 * found["step_s"], mfu]
             row += [found["peak_gib"], found["reserved_gib"]]
+            if clips in asked.profile:
+                profiles.append([*row[:3], *profiled(spec, device, keep=rank == 0)])
+                free()
     if rank == 0:
         print(f"{world} x {name}, torch {torch.__version__}, S/2 4E2A, bf16")
         heads = ["implementation", "latents", "clips/GPU", "clips/s", "step ms", "MFU", "peak GiB"]
         print(tabulate(rows, [*heads, "reserved GiB"], floatfmt=".2f"))
         print("\nshares of the step in a profiled window, %; an all-reduce where nothing hides it")
-        table = [[*row, *(100 * told.get(part, 0) for part in PARTS)] for *row, told, _ in profiles]
+        table = [
+            [*row, *(100 * told[part] for part in PARTS if told)] for *row, told, _ in profiles
+        ]
         print(tabulate(table, [*heads[:3], *PARTS], floatfmt=".1f"))
         print("\nkernel ms of one step, not captured")
         table = [
