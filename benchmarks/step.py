@@ -146,12 +146,16 @@ def main() -> None:
             row += [found["clips_per_s"], 1e3 * found["step_s"], mfu]
             row += [found["peak_gib"], found["reserved_gib"]]
             if clips in asked.profile:
-                profiles.append([*row[:3], *profiled(spec, device, keep=rank == 0)])
-                free()
+                try:
+                    profiles.append([*row[:3], *profiled(spec, device, keep=rank == 0)])
+                except Exception as error:
+                    row.append(f"no profile: {type(error).__name__}: {first_line(error)[:60]}")
+                finally:
+                    free()
     if rank == 0:
         print(f"{world} x {name}, torch {torch.__version__}, S/2 4E2A, bf16")
         heads = ["implementation", "latents", "clips/GPU", "clips/s", "step ms", "MFU", "peak GiB"]
-        print(tabulate(rows, [*heads, "reserved GiB"], floatfmt=".2f"))
+        print(tabulate(rows, [*heads, "reserved GiB", ""], floatfmt=".2f"))
         print("\nshares of the step in a profiled window, %; an all-reduce where nothing hides it")
         table = [
             [*row, *(100 * told[part] for part in PARTS if told)] for *row, told, _ in profiles
