@@ -16,10 +16,15 @@ KERNELS |= {"sum_parts", "sum_tiles", "sum_choices", "spread", "residual_norm_fo
 KERNELS |= {"residual_norm_backward", "temporal_forward", "temporal_backward"}
 
 
-# RTX 6000 Ada, H100 and H200, RTX PRO 6000: the targets of the matrix.
+# A100; RTX 6000 Ada, H100 and H200, RTX PRO 6000: the targets of the matrix.
 @pytest.mark.parametrize(
     ("capability", "types"),
-    [(89, ["bfloat16", "float32"]), (90, ["bfloat16", "float32"]), (120, ["bfloat16"])],
+    [
+        (80, ["bfloat16"]),
+        (89, ["bfloat16", "float32"]),
+        (90, ["bfloat16", "float32"]),
+        (120, ["bfloat16", "float32"]),
+    ],
 )
 @pytest.mark.skipif(find_spec("triton") is None, reason="torch comes without Triton on this system")
 def test_kernels_compile_and_fit(capability: int, types: list[str], tmp_path: Path) -> None:
