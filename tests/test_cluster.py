@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.conftest import ROOT
 from tests.records import bench as matrix
 from tests.records import write_run
-from xdimo.cluster import ending, preflight, script, watch
+from xdimo.cluster import ending, look, preflight, script, watch
 from xdimo.cluster.admission import Limits, admit
 from xdimo.cluster.dialects import (
     JH,
@@ -32,6 +32,7 @@ from xdimo.cluster.hosts import free_cards, out_of_service, read_hosts
 from xdimo.cluster.ledger import Ledger
 from xdimo.cluster.site import Answer, Silent, ask, keep, mask, replay
 from xdimo.errors import UserError
+from xdimo.load import load, load_hardware
 from xdimo.train.step import EAGER_STEPS
 
 NASTY = 'it\'s "a" $(touch pwned) `touch pwned`; touch pwned &\nfolder'
@@ -318,3 +319,17 @@ def test_status_tells_the_step_of_a_running_run_and_when_it_ends(tmp_path: Path)
     midnight = time.mktime((*time.localtime(now)[:3], 0, 0, 0, 0, 0, -1))
     left_s = (midnight + 3600 * hours + 60 * minutes + seconds - now) % 86400
     assert left_s == pytest.approx(600, rel=0.05)  # ten steps of a minute
+
+
+def test_doctor_looks_for_the_cards_of_targets_without_a_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = {"videos": str(tmp_path / "absent")}
+    bench = load(ROOT / "config/lent.yaml", {"dataset": absent})
+    cards = [("NVIDIA H100 80GB HBM3", "GPU-1"), ("NVIDIA L4", "GPU-2")]
+    monkeypatch.setattr(look, "cards_here", lambda: cards)
+    hardware = load_hardware(ROOT / bench.hardware)
+    found = {finding.what: finding.ok for finding in look.look(bench, hardware, None)}
+    assert found["h100_1: this machine has 1 of the 1 x H100 SXM of a run"]
+    assert not found["h100_2: this machine has 1 of the 2 x H100 SXM of a run"]
+    assert found[f"{absent['videos']}: not there yet, will be fetched"]

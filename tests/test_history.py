@@ -116,8 +116,12 @@ def test_the_summary_can_be_rendered_again_from_kept_records(bench, tmp_path):
 
 def test_nothing_to_keep_is_said(tmp_path):
     bench = records.bench(tmp_path / "results")
-    with pytest.raises(UserError, match="no run to keep"):
+    begun = records.write_run(bench, "gpu_h200-bs1-r1")
+    (begun / "run.json").unlink()
+    (begun / "attempts/1/run.json").unlink()
+    with pytest.raises(UserError, match="no run that has ended to keep"):
         keep(bench, HARDWARE, tmp_path / "records")
+    assert not (tmp_path / "records").exists()
 
 
 def test_one_name_does_not_keep_two_campaigns(bench, tmp_path):

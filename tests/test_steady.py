@@ -88,6 +88,17 @@ def test_a_shift_is_named_with_its_step_and_what_is_left():
     assert told["steady_steps"] == pytest.approx(200, abs=5)
 
 
+@pytest.mark.parametrize("left", [12, 15, 60])
+def test_no_step_before_a_shift_counts_as_steady(left):
+    """Between noise and few steps behind it a shift may not show in a part of the window."""
+    step_s = series.plain(np.random.default_rng(left))
+    step_s[-left:] *= 1.6
+    told = figures(series.Series(step_s, None))["unsteady"]
+    assert told["at_step"] == pytest.approx(len(step_s) - left + 1, abs=3)
+    assert told["steady_steps"] <= left + 3
+    assert (told["steady_from_step"] is None) == (left < 20)
+
+
 def test_every_class_of_step_is_told_apart():
     steps = series.log_of(series.Series(series.plain(np.random.default_rng(1)), None)).steps
     steps.loc[12, "kind"] = "capture"

@@ -269,6 +269,8 @@ def audit(arguments: Namespace) -> int:
         model=arguments.model,
     )
     print(as_json(found, hardware) if arguments.json else as_text(found, hardware))
+    if arguments.strict and not arguments.json:
+        print(f"\n{len(found)} with figures; rules broken: {len(findings)}")
     return 1 if findings else 0
 
 
@@ -328,7 +330,7 @@ def keep(arguments: Namespace) -> None:
     bench = _bench(arguments)
     folder = Path("results/records") / bench.campaign
     runs = keep(bench, load_hardware(bench.hardware), folder)
-    print(f"{folder}: {len(runs)} runs")
+    print(f"{folder}: {len(runs)} runs; git has them once you commit them")
 
 
 def history(arguments: Namespace) -> None:

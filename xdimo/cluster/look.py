@@ -19,6 +19,7 @@ from xdimo.config import Bench, Hardware
 from xdimo.data.vae import locate
 from xdimo.data.videos import list_videos
 from xdimo.errors import UserError
+from xdimo.train.launch import cards_here
 
 DISK_GIB = 20  # FaceForensics' latents are near 10 GB
 
@@ -45,6 +46,7 @@ def look(bench: Bench, hardware: Hardware, transcript: Path | None) -> Iterator[
     yield from _data(bench)
     yield from _disk(bench)
     yield from memory_claims(bench, hardware)
+    yield from _cards(bench, hardware)
 
 
 def _queue(bench: Bench, site: Site) -> Iterator[Finding]:
@@ -106,7 +108,9 @@ def _queue(bench: Bench, site: Site) -> Iterator[Finding]:
 def _data(bench: Bench) -> Iterator[Finding]:
     folder = Path(bench.dataset.videos)
     expected = bench.dataset.expected_videos
-    if not folder.is_dir():
+    if not folder.is_dir() and bench.dataset.fetch:
+        yield Finding(True, f"{folder}: not there yet, will be fetched")
+    elif not folder.is_dir():
         yield Finding(False, f"{folder}: no such folder", "set dataset.videos")
     else:
         count = len(list_videos(bench.dataset.videos))
@@ -154,3 +158,25 @@ def memory_claims(bench: Bench, hardware: Hardware) -> Iterator[Finding]:
             yield Finding(
                 True, f"{name}: {card.label}, {card.memory_gb:g} GB a card (hardware.yaml)"
             )
+
+
+def _cards(bench: Bench, hardware: Hardware) -> Iterator[Finding]:
+    """Whether this machine has the cards of targets that run on it."""
+    targets = {
+        name: target
+        for name, target in bench.targets.items()
+        if target.enabled and target.queue is None and target.device == "cuda"
+    }
+    if not targets:
+        return
+    try:
+        found = [device for device, _ in cards_here()]
+    except UserError as error:
+        yield Finding(False, str(error), "runs of targets without a queue need them here")
+        return
+    for name, target in targets.items():
+        card = hardware.cards[target.card]
+        here = sum(device in card.devices for device in found)
+        enough = here >= target.gpus
+        text = f"{name}: this machine has {here} of the {target.gpus} x {card.label} of a run"
+        yield Finding(enough, text, None if enough else "run its cells where the cards are")

@@ -57,10 +57,11 @@ DEFINITIONS: tuple[tuple[str, str], ...] = (
         "**Step**: one optimizer step; the median of the timed steps. **Data wait**: share of the "
         "timed window that the loop waited for data; a GPU may be at work meanwhile, and the "
         "shares of the step tell when it was not. **Loss**: median of the first and of the last "
-        "tenth of the timed steps. **Interval**: Student's, of the mean over 3 or more repeats.",
+        "tenth of the timed steps. **Interval**: of a cell Student's, of the mean over 3 or "
+        "more repeats; of a run that of its own steps (docs/measurement.md).",
         "**步**：一次优化器更新，取计时步的中位数。**等待数据**：计时窗口中循环等待数据的比例；"
         "此时 GPU 可能仍在计算，真正的空等见各步的时间构成。"
-        "**损失**：计时步最初与最后十分之一的中位数。**置信区间**：3 次及以上重复均值的 "
-        "Student 区间。",
+        "**损失**：计时步最初与最后十分之一的中位数。**置信区间**：单元的为 3 次及以上"
+        "重复均值的 Student 区间；单次运行的来自其自身各步（docs/measurement.md）。",
     ),
 )

@@ -27,9 +27,10 @@ def keep(bench: Bench, hardware: Hardware, folder: Path) -> list[Path]:
             f"{kept}: keeps campaign {bench.campaign!r} of results {results!r}, and this config's "
             f"are {bench.results!r}; expected a campaign of another name"
         )
-    runs = sorted(path.parent for path in source.glob("*/spec.json"))
+    begun = (path.parent for path in source.glob("*/spec.json"))
+    runs = sorted(run for run in begun if any(run.glob("attempts/*/run.json")))
     if not runs:
-        raise UserError(f"{source}: no run to keep")
+        raise UserError(f"{source}: no run that has ended to keep")
     for run in runs:
         for pattern in KEPT:
             for path in run.glob(pattern):

@@ -25,7 +25,7 @@ def step_times(view: Survey, words: Words) -> "Figure":
         if any(drawn):
             axes.set_yscale("log")  # the first step compiles and takes seconds
             axes.yaxis.set_major_formatter(LogFormatter())
-            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
+            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
             axes.axvspan(0, view.bench.train.warmup_steps + 0.5, color="#DDDDDD", zorder=0)
         else:
             text = absent(view.cells[view.bench.baseline_cell(target).name], words)

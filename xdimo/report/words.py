@@ -105,11 +105,12 @@ WORDS: dict[str, tuple[str, str]] = {
     "drift": (
         "**Drift** (log lines `step` and `telemetry`): the first tenth of the timed window → its "
         "last, medians of the steps. Where a cell has a throughput, no change of over 2 % stood "
-        "out from the scatter of its steps: what stands here may be that scatter. A window of "
-        "seconds says little of heat: `config/long.yaml` trains for minutes.",
+        "out from the scatter of its steps: what stands here may be that scatter, which is large "
+        "on a busy CPU. A window of seconds says little of heat: `config/long.yaml` trains for "
+        "minutes.",
         "**漂移**（日志行 `step` 与 `telemetry`）：计时窗口最初十分之一 → 最后十分之一。"
         "单步时间取中位数。有吞吐量的单元，没有超过 2 % 且能与随机波动区分的变化；"
-        "此处所见可能只是波动。"
+        "此处所见可能只是波动，在繁忙的 CPU 上波动很大。"
         "几秒的窗口说明不了热漂移：`config/long.yaml` 训练数分钟。",
     ),
     "shares": (

@@ -163,13 +163,8 @@ def launch(
     return 0
 
 
-def require_devices(spec: RunSpec, hardware: Hardware) -> list[str]:
-    """NVML's names of the GPUs that the ranks will use, in their order; none on a CPU.
-
-    Raises UserError where this machine has fewer or other GPUs than the spec names.
-    """
-    if spec.device == "cpu":
-        return []
+def cards_here() -> list[tuple[str, str]]:
+    """Name and UUID of each GPU that torch sees. Raises UserError where it cannot tell."""
     # Asked of torch in a child: what it sees is what the run would get.
     probe = "import json, torch; cuda = torch.cuda; "
     probe += "found = [cuda.get_device_properties(i) for i in range(cuda.device_count())]; "
@@ -177,7 +172,17 @@ def require_devices(spec: RunSpec, hardware: Hardware) -> list[str]:
     answer = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
     if answer.returncode != 0:
         raise UserError(f"torch cannot list this machine's GPUs: {answer.stderr.strip()[-300:]}")
-    cards = json.loads(answer.stdout.splitlines()[-1])
+    return [(name, uuid) for name, uuid in json.loads(answer.stdout.splitlines()[-1])]
+
+
+def require_devices(spec: RunSpec, hardware: Hardware) -> list[str]:
+    """NVML's names of the GPUs that the ranks will use, in their order; none on a CPU.
+
+    Raises UserError where this machine has fewer or other GPUs than the spec names.
+    """
+    if spec.device == "cpu":
+        return []
+    cards = cards_here()
     found = [name for name, _ in cards]
     card = hardware.cards.get(spec.card)
     if card is None:
