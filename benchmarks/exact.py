@@ -13,20 +13,19 @@ config's latents to be there: snakemake --configfile <config> -- <results>/data/
 import argparse
 import copy
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from matplotlib import pyplot as plt
+from step import spec_of
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from xdimo.config import Bench
 from xdimo.data import clips
 from xdimo.data.vae import locate
 from xdimo.errors import UserError
-from xdimo.implementations import IMPLEMENTATIONS, Name, refusal
+from xdimo.implementations import Name, refusal
 from xdimo.load import load
 from xdimo.model import latte, moe
 from xdimo.model.compiled import dense_mixture
@@ -125,9 +124,8 @@ def networks(device: torch.device) -> dict[str, latte.Latte]:
     for name in get_args(Name):
         if refusal(name, device.type, "bf16", deterministic=False):
             continue
-        kind = getattr(import_module(IMPLEMENTATIONS[name].module), IMPLEMENTATIONS[name].kind)
-        options = {"compiled": device.type == "cuda"} if IMPLEMENTATIONS[name].captured else {}
-        made = kind(size, latent_size=16, latent_channels=4, frames=FRAMES, **options).to(device)
+        spec = spec_of(1, name, 1).model_copy(update={"model": size, "device": device.type})
+        made = loop.build(spec).to(device)
         for parameter in made.parameters():  # adaLN-zero would hide the blocks
             if parameter.requires_grad:
                 nn.init.normal_(parameter, std=0.05)
@@ -206,10 +204,11 @@ def unit_latents(batch: dict[str, Any], spec: RunSpec) -> dict[str, Any]:
     return {**batch, "mean": mean / spec.vae.scaling_factor, "std": torch.zeros_like(mean)}
 
 
-def real_clips(bench: Bench, clips_per_batch: int, steps: int) -> tuple[RunSpec, list[Any]]:
-    """A spec of the config's model on one device, and as many batches of its clips."""
+def real_clips(config: Path, clips_per_batch: int, steps: int) -> tuple[str, RunSpec, list[Any]]:
+    """The dataset's name, a spec of the config's model on one device, and as many batches."""
+    bench = load(config)
     if bench.latents.mode != "cached":
-        raise UserError(f"latents.mode: {bench.latents.mode}; expected cached")
+        raise UserError(f"{config}: latents.mode: {bench.latents.mode}; expected cached")
     data = Path(bench.results) / "data"
     planned = plan(bench, f"{bench.baseline}-r1")
     weights = None if bench.vae.random else locate(Path(bench.vae.weights))[1]
@@ -218,25 +217,25 @@ def real_clips(bench: Bench, clips_per_batch: int, steps: int) -> tuple[RunSpec,
     index = data / "latents/index.json"
     loader = clips.loader(spec, rank=0, first_step=0, steps=steps, data=index, videos=None)
     loop.set_arithmetic(spec)
-    return spec, [unit_latents(batch, spec) for batch in loader]
+    return bench.dataset.name, spec, [unit_latents(batch, spec) for batch in loader]
 
 
-def overfit(bench: Bench, steps: int) -> str:
+def overfit(config: Path, steps: int) -> str:
     """Loss of the config's model over ``steps`` steps on 8 of its clips, on one device."""
-    spec, batches = real_clips(bench, OVERFIT_CLIPS, 1)
+    dataset, spec, batches = real_clips(config, OVERFIT_CLIPS, 1)
     curve = losses(spec, batches, torch.device(spec.device), steps)
     first, last = (float(part.mean()) for part in (curve[:10], curve[-100:]))
     return (
         f"overfit: {spec.model.size} {spec.model.experts}E{spec.model.top_k}A, "
-        f"{spec.implementation}, {spec.precision}, {OVERFIT_CLIPS} clips of {bench.dataset.name}: "
+        f"{spec.implementation}, {spec.precision}, {OVERFIT_CLIPS} clips of {dataset}: "
         f"loss {first:.4f} over the first 10 steps, {last:.4f} over the last 100 of {steps}"
     )
 
 
-def show_curves(bench: Bench, figure: Path | None) -> None:
-    spec, batches = real_clips(bench, CLIPS, STEPS)
+def show_curves(config: Path, figure: Path | None) -> None:
+    dataset, spec, batches = real_clips(config, CLIPS, STEPS)
     title = f"{spec.model.size} {spec.model.experts}E{spec.model.top_k}A, {spec.precision}, "
-    title += f"{CLIPS} clips of {bench.dataset.name} a step, same clips and noise"
+    title += f"{CLIPS} clips of {dataset} a step, same clips and noise"
     found = curves(spec, batches)
     print(title)
     heads = ["steps", "implementation", "loss", "largest difference of a step"]
@@ -256,8 +255,8 @@ def show_parts(device: torch.device) -> None:
         "fused": mixture,
     }
     plain, *others = networks(device).items()
-    latents = torch.randn(2, FRAMES, 4, 16, 16, device=device)
-    noise = torch.randn(2, FRAMES, 8, 16, 16, device=device)
+    latents = torch.randn(2, FRAMES, 4, 32, 32, device=device)
+    noise = torch.randn(2, FRAMES, 8, 32, 32, device=device)
     rows = [
         *(
             compare(f"{name} network", plain[1], denoise, denoise, latents, noise, same)
@@ -295,9 +294,9 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, default=OVERFIT_STEPS, help="of --overfit")
     asked = arguments.parse_args()
     if asked.overfit:
-        print(overfit(load(asked.overfit), asked.steps))
+        print(overfit(asked.overfit, asked.steps))
     elif asked.curves:
-        show_curves(load(asked.curves), asked.figure)
+        show_curves(asked.curves, asked.figure)
     else:
         show_parts(torch.device("cuda"))
 

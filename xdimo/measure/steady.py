@@ -34,13 +34,14 @@ def change(series: NDArray[np.float64]) -> Change | None:
 
 
 def steady_from(series: NDArray[np.float64]) -> int | None:
-    """Index from which ``series`` is steady to its end; None where its last quarter is not.
+    """Index from which ``series`` is steady to its end; None where its last quarter is not, or too
+    few values are left to tell.
 
     Looked for in steps of a twentieth, and within the one before by halving.
     """
     n = len(series)
     stride = max(1, n // 20)
-    starts = range(0, 3 * n // 4 + 1, stride)
+    starts = range(0, min(3 * n // 4, n - FEWEST_STEPS) + 1, stride)
     start = next((first for first in starts if change(series[first:]) is None), None)
     if not start:
         return start

@@ -71,14 +71,12 @@ def _rate(n: int, wall_s: float, regular: Floats, global_batch: int) -> dict[str
 
 
 def _unsteady(change: steady.Change, number: Numbers, step_s: Floats) -> dict[str, Any]:
-    """What changed, from which step, and how many of the regular steps are steady at the end: after
-    a shift at the earliest, and none where too few are left to tell.
+    """What changed, from which step, and how many of the regular steps are steady at the end, after
+    a shift at the earliest.
     """
     after = change.at or 0
-    start = None
-    if len(step_s) - after >= steady.FEWEST_STEPS:
-        start = steady.steady_from(step_s[after:])
-    start = None if start is None else after + start
+    found = steady.steady_from(step_s[after:])
+    start = None if found is None else after + found
     return {
         "change": change.what,
         "share": change.share,

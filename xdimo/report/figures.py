@@ -23,6 +23,11 @@ def percent(share: float | None, words: Words) -> str:
     return words("unknown") if share is None else f"{100 * share:.2f} %"
 
 
+def change(share: float | None, words: Words) -> str:
+    """Signed, of what was before."""
+    return words("unknown") if share is None else f"{100 * share:+.1f} %"
+
+
 def plain(value: float) -> str:
     """A figure of hardware.yaml or history.csv as it stands there."""
     return f"{value:,.10g}"

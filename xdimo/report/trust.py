@@ -45,7 +45,6 @@ def ceilings_table(view: Survey, words: Words) -> Table:
     for cell, metrics in measured(view):
         if metrics["gemm_tflops"] is None:
             continue
-        change = metrics["gemm_change"]
         table.rows.append(
             [
                 cell_link(view, cell),
@@ -53,7 +52,7 @@ def ceilings_table(view: Survey, words: Words) -> Table:
                 _against(metrics, "tensor", words),
                 figures.percent(metrics["mfu_measured"], words),
                 figures.number(metrics["gemm_tflops"], words),
-                words("unknown") if change is None else f"{100 * change:+.1f} %",
+                figures.change(metrics["gemm_change"], words),
                 figures.number(metrics["copy_gb_s"], words),
                 figures.number(metrics["all_reduce_gb_s"], words),
             ]
@@ -118,7 +117,7 @@ def drift_table(view: Survey, words: Words) -> Table:
                 run_link(view, run),
                 figures.number(metrics["window_s"], words, digits=3),
                 " → ".join(figures.number(1000 * value, words) for value in (start, end)),
-                f"{100 * (end / start - 1):+.1f} %",
+                figures.change(end / start - 1, words),
                 _start_to_end(metrics, "temperature_c", words),
                 _start_to_end(metrics, "sm_mhz", words),
             ]
@@ -160,7 +159,7 @@ def shares_table(view: Survey, words: Words) -> Table:
             [
                 cell_link(view, cell),
                 figures.number(1000 * metrics["ledger_step_s"], words),
-                f"{100 * (metrics['ledger_step_s'] / metrics['median_step_s'] - 1):+.1f} %",
+                figures.change(metrics["ledger_step_s"] / metrics["median_step_s"] - 1, words),
                 *(figures.percent(shares.get(name, 0.0), words) for name in PARTS),
             ]
         )
