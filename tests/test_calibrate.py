@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from xdimo.config import Model
 from xdimo.load import load_hardware
 from xdimo.spec import model_spec
 from xdimo.train import calibrate
+from xdimo.train.meter import Clock
 
 HARDWARE = load_hardware(ROOT / "config/hardware.yaml")
 
@@ -36,6 +38,33 @@ def test_rates_of_known_work_in_a_known_time(monkeypatch: pytest.MonkeyPatch) ->
         "copy_gb_s": pytest.approx(2 * 8 * 2**20 / 0.5 / 1e9),  # read and written
         "all_reduce_gb_s": None,  # one rank
     }
+
+
+def test_products_launched_together_count_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def together(product: Callable[[], object]) -> Callable[[], object]:
+        def launch() -> None:
+            for _ in range(calibrate.AT_ONCE):
+                product()
+
+        return launch
+
+    took: list[float] = []
+
+    def seconds(launch: Callable[[], object], clock: Clock, enough_s: float) -> float:
+        launch()
+        took.append(enough_s)
+        return 0.5
+
+    effort = calibrate.Effort(16, 1, 1, 1, 0.2, 1.0)
+    monkeypatch.setattr(calibrate, "EFFORT", {"cpu": effort})
+    monkeypatch.setattr(calibrate, "_together", together)
+    monkeypatch.setattr(calibrate, "_seconds", seconds)
+    monkeypatch.setattr(Clock, "together", lambda clock: setattr(clock, "cuda", True))
+    found = calibrate.measure(torch.device("cpu"), "fp32", [(10, 20, 30)])
+    assert found["gemm_tflops"] == pytest.approx(2 * 16**3 * calibrate.AT_ONCE / 0.5 / 1e12)
+    one = 2 * 10 * 20 * 30 / 0.5 / 1e12
+    assert found["model_gemm_tflops"] == {"10x20x30": pytest.approx(one * calibrate.AT_ONCE)}
+    assert took == [1.0, 0.2, 0.2]  # the square, the product, the copy
 
 
 def test_a_run_draws_the_same_after_a_calibration() -> None:

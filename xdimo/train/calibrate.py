@@ -1,7 +1,7 @@
 """What a card gives to plain work, before and after it trains: products, copies, all-reduces.
 
-Each figure is the mean rate over a fraction of a second, so that clocks begin to settle as they do
-under load. All of it takes seconds, and leaves no memory behind.
+Each figure is the mean rate over a fraction of a second, of the large square over a whole one: over
+less, how warm the card was shows in it. All of it takes seconds, and leaves no memory behind.
 """
 
 import gc
@@ -23,6 +23,7 @@ from xdimo.train.meter import Clock
 
 MIB = 1024**2
 CALLS = 10_000  # at most, of one kind of work
+AT_ONCE = 20  # products a launch on a GPU, which makes small ones faster than a host launches them
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,12 @@ class Effort:
     copy_mib: int
     reduce_mib: int
     reduces: int  # the same on each rank, whatever its speed
-    seconds: float  # of each kind of work but reducing
+    seconds: float  # of each kind of work but reducing and the square
+    square_s: float
 
 
 # Buffers are larger than any card's cache. A CPU shows that the code runs, no more.
-EFFORT = {"cuda": Effort(8192, 512, 256, 20, 0.2), "cpu": Effort(256, 8, 1, 3, 0.005)}
+EFFORT = {"cuda": Effort(8192, 512, 256, 20, 0.2, 1.0), "cpu": Effort(256, 8, 1, 3, 0.005, 0.005)}
 
 
 def model_products(model: ModelSpec, rows: int) -> list[tuple[int, int, int]]:
@@ -65,17 +67,22 @@ def measure(
     generator = torch.Generator(device).manual_seed(0)  # its own: the run's draws do not move
     clock.together()
 
-    def rate(rows: int, inner: int, outer: int) -> float:
+    def rate(rows: int, inner: int, outer: int, enough_s: float = effort.seconds) -> float:
         # Random numbers: a product of zeros draws less power, and so runs at a higher clock.
         left = torch.randn(rows, inner, generator=generator, device=device).to(dtype)
         right = torch.randn(inner, outer, generator=generator, device=device).to(dtype)
         out = torch.empty(rows, outer, device=device, dtype=dtype)
-        seconds = _seconds(lambda: torch.mm(left, right, out=out), clock, effort.seconds)
+
+        def product() -> object:
+            return torch.mm(left, right, out=out)
+
+        launch, products = (_together(product), AT_ONCE) if clock.cuda else (product, 1)
+        seconds = _seconds(launch, clock, enough_s) / products
         return 2 * rows * inner * outer / seconds / 1e12
 
     square = (effort.square,) * 3
     found = {
-        "gemm_tflops": rate(*square),
+        "gemm_tflops": rate(*square, effort.square_s),
         "gemm_shape": list(square),
         "model_gemm_tflops": {"x".join(map(str, product)): rate(*product) for product in products},
         "copy_gb_s": _copy_gb_s(device, clock, effort),
@@ -108,6 +115,17 @@ def _seconds(work: Callable[[], object], clock: Clock, enough_s: float) -> float
     _timed(work, clock, 2)
     once = _timed(work, clock, 2)
     return _timed(work, clock, max(2, min(math.ceil(enough_s / once), CALLS)))
+
+
+def _together(work: Callable[[], object]) -> Callable[[], object]:
+    """``AT_ONCE`` calls in one launch."""
+    work()  # what it makes only once is no part of the graph
+    graph = torch.cuda.CUDAGraph()
+    # Other threads (NCCL's watchdog) go on using the device meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        for _ in range(AT_ONCE):
+            work()
+    return graph.replay
 
 
 def _timed(work: Callable[[], object], clock: Clock, calls: int) -> float:
