@@ -115,23 +115,7 @@ def test_wall_time_is_a_result(
 def test_signals_end_the_run(
     number: signal.Signals, outcome: str, code: int, tmp_path: Path, small_bench: Bench
 ) -> None:
-    write_json(tmp_path / "spec.json", spec_of(small_bench, "cpu_1-bs1-r1").to_json())
-    program = f"""
-import sys
-from pathlib import Path
-from tests.test_launch import HARDWARE, faulty
-from xdimo.train import launch as launching
-launching._command = faulty("hang")
-folder = Path({str(tmp_path)!r})
-sys.exit(launching.launch(folder / "spec.json", data=folder, videos=None, vae=None,
-    output=folder / "run.json", hardware=HARDWARE, walltime_min=2))
-"""
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
-    log = tmp_path / "attempts/1/log.jsonl"
-    for _ in range(600):
-        if log.exists():
-            break
-        time.sleep(0.1)
+    process = _hanging(tmp_path, small_bench, "cpu_1-bs1")
     process.send_signal(number)
     assert process.wait(timeout=30) == code
     run = json.loads((tmp_path / "attempts/1/run.json").read_text())
@@ -140,10 +124,44 @@ sys.exit(launching.launch(folder / "spec.json", data=folder, videos=None, vae=No
     assert not list(_processes_with(str(tmp_path)))  # no rank is left behind
 
 
-def _processes_with(text: str) -> Any:
+def test_a_killed_launch_leaves_no_rank_behind(tmp_path: Path, small_bench: Bench) -> None:
+    process = _hanging(tmp_path, small_bench, "cpu_2-bs1")
+    assert len(list(_processes_with("faulty_rank.py", str(tmp_path)))) == 3  # torchrun, two ranks
+    process.kill()
+    process.wait(timeout=30)
+    deadline = time.monotonic() + 30
+    while left := list(_processes_with(str(tmp_path))):
+        assert time.monotonic() < deadline, [path.read_text() for path in left]
+        time.sleep(0.1)
+
+
+def _hanging(folder: Path, bench: Bench, cell: str) -> "subprocess.Popen[bytes]":
+    """`launch` of a run whose ranks have begun and would go on for minutes."""
+    write_json(folder / "spec.json", spec_of(bench, f"{cell}-r1").to_json())
+    program = f"""
+import sys
+from pathlib import Path
+from tests.test_launch import HARDWARE, faulty
+from xdimo.train import launch as launching
+launching._command = faulty("hang")
+folder = Path({str(folder)!r})
+sys.exit(launching.launch(folder / "spec.json", data=folder, videos=None, vae=None,
+    output=folder / "run.json", hardware=HARDWARE, walltime_min=2))
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    log = folder / "attempts/1/log.jsonl"
+    deadline = time.monotonic() + 60
+    while not log.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    return process
+
+
+def _processes_with(*texts: str) -> Any:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if text in path.read_text() and int(path.parent.name) != os.getpid():
+            line = path.read_text()
+            if all(text in line for text in texts) and int(path.parent.name) != os.getpid():
                 yield path
         except OSError:
             continue

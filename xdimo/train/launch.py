@@ -26,6 +26,7 @@ from xdimo.outcome import ANSWERS, Outcome, withdraw
 from xdimo.spec import RunSpec, read_spec
 from xdimo.train import identity, telemetry
 from xdimo.train.failure import CAUSES
+from xdimo.train.rank import LAUNCHED
 
 SCHEMA = 1
 CAUSE_LINES = 40
@@ -58,7 +59,8 @@ class _Group:
         """Exit code, after the last process of the group is gone."""
         process = subprocess.Popen(
             self.command,
-            env=self.environment,
+            env={**self.environment, LAUNCHED: "1"},
+            stdin=subprocess.PIPE,  # nothing is written: it ends when this process does
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
