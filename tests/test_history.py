@@ -43,7 +43,7 @@ def test_the_claims_of_the_first_two_rows_are_recomputed():
 
 def test_measured_cells_are_appended_once(bench, table):
     before = table.read_text()
-    assert add(bench, HARDWARE, table) == 2
+    assert add(bench, HARDWARE, table) == (2, 0)
     assert table.read_text().startswith(before)
     rows = read(table)[-2:]
     assert [row.text["hardware"] for row in rows] == ["RTX 6000 Ada", "H200 SXM"]
@@ -51,18 +51,32 @@ def test_measured_cells_are_appended_once(bench, table):
     metrics = render(bench, HARDWARE, "c").data["cells"][0]["metrics"]
     assert rows[0].mfu == pytest.approx(metrics["mfu_tensor"], rel=1e-5)
     once = table.read_text()
-    assert add(bench, HARDWARE, table) == 0
+    assert add(bench, HARDWARE, table) == (0, 0)
     assert table.read_text() == once
+
+
+def test_more_repeats_bring_a_row_up_to_date(bench, table):
+    add(bench, HARDWARE, table)
+    before = table.read_text().splitlines()
+    for repeat, factor in ((2, 1.25), (3, 1.5)):
+        records.write_run(bench, f"gpu_h200-bs4-r{repeat}", factors=[factor] * 62)
+    assert add(bench, HARDWARE, table) == (0, 1)
+    after = table.read_text().splitlines()
+    assert after[:-1] == before[:-1]
+    old, new = read(table)[-2], read(table)[-1]
+    assert (old.text["card"], new.text["card"]) == ("rtx6000ada", "h200")
+    assert new.text["confidence"] == "measured, median of 3"
+    assert "gpu_h200-bs4-r2" in new.text["record"] and "gpu_h200-bs4-r2" in new.text["note"]
 
 
 def test_a_kept_record_is_the_same_record(bench, table, tmp_path):
     keep(bench, HARDWARE, tmp_path / "records/2026-11")
-    assert add(bench, HARDWARE, table, tmp_path / "records/2026-11") == 2
-    assert add(bench, HARDWARE, table) == 0
+    assert add(bench, HARDWARE, table, tmp_path / "records/2026-11") == (2, 0)
+    assert add(bench, HARDWARE, table) == (0, 0)
 
 
 def test_a_history_table_is_begun_where_there_is_none(bench, tmp_path):
-    assert add(bench, HARDWARE, tmp_path / "new.csv") == 2
+    assert add(bench, HARDWARE, tmp_path / "new.csv") == (2, 0)
     assert len(read(tmp_path / "new.csv")) == 2
 
 

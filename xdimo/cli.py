@@ -229,7 +229,7 @@ def parser() -> ArgumentParser:
     sub = verb(
         "history",
         verbs.history,
-        "append the campaign's measured rows to the history table",
+        "put the campaign's measured cells into the history table",
         "xdimo history add 2026-11",
     )
     sub.add_argument("action", choices=["add"])

@@ -349,8 +349,8 @@ def history(arguments: Namespace) -> None:
     kept = Path("results/records") / bench.campaign
     _require_same(Path(bench.runs_folder), kept)
     records = kept if kept.exists() else None
-    added = add(bench, load_hardware(bench.hardware), Path(bench.history), records)
-    print(f"{bench.history}: {added} rows added")
+    new, changed = add(bench, load_hardware(bench.hardware), Path(bench.history), records)
+    print(f"{bench.history}: {new} rows added, {changed} brought up to date")
 
 
 def _require_same(runs: Path, kept: Path) -> None:

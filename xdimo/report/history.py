@@ -1,4 +1,4 @@
-"""`xdimo history add`: a campaign's measured rows appended to the table of earlier measurements."""
+"""`xdimo history add`: a campaign's measured cells in the table of earlier measurements."""
 
 import csv
 import io
@@ -24,32 +24,48 @@ def model_text(spec: RunSpec) -> str:
     return f"custom {model.depth} x {model.width} {experts}{clip}"
 
 
-def add(bench: Bench, hardware: Hardware, path: Path, records: Path | None = None) -> int:
-    """Append a row for each measured cell; a record that is there already is not added again.
+def add(
+    bench: Bench, hardware: Hardware, path: Path, records: Path | None = None
+) -> tuple[int, int]:
+    """One row for each measured cell of the campaign, after the others; its row of earlier, fewer
+    repeats gives way to it where it stands.
 
-    ``records``: a folder that ``xdimo keep`` wrote. Returns how many rows were new.
+    ``records``: a folder that ``xdimo keep`` wrote. Returns how many rows are new, and how many
+    changed. Raises UserError where the table cannot be read.
     """
     view = survey(bench, hardware, records)
-    old = path.read_text(encoding="utf-8") if path.exists() else ",".join(COLUMNS) + "\n"
-    known = {_identity(row.text["record"]) for row in read(path)} if path.exists() else set()
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    new = 0
+    rows = [row.text for row in read(path)] if path.exists() else []
+    places = {_cell(row["record"]): place for place, row in enumerate(rows) if row["record"]}
+    new = changed = 0
     for cell in view.cells.values():
         if cell.median is None or cell.median.record is None:
             continue
         row = _measured(cell, cell.median.record, hardware, bench.campaign)
-        if _identity(row["record"]) not in known:
-            writer.writerow(row)
+        place = places.get(_cell(row["record"]))
+        if place is None:
+            rows.append(row)
             new += 1
-    if new:
-        write_text(path, old.rstrip("\n") + "\n" + text.getvalue())
-    return new
+        elif not _same(rows[place], row):
+            rows[place] = {**rows[place], **row}
+            changed += 1
+    if new or changed:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(path, text.getvalue())
+    return new, changed
 
 
-def _identity(record: str) -> tuple[str, ...]:
-    """<campaign>/<run>/attempts/N/log.jsonl: the same in results/runs and results/records."""
-    return Path(record).parts[-5:]
+def _cell(record: str) -> tuple[str, str]:
+    """Campaign and cell of <campaign>/<cell>-r<repeat>/attempts/N/log.jsonl, wherever it lies."""
+    campaign, run = Path(record).parts[-5:-3]
+    return campaign, run.rpartition("-r")[0]
+
+
+def _same(old: dict[str, str], new: dict[str, str]) -> bool:
+    """But for where the record lies: in results/runs, or in results/records."""
+    return all(old[key] == value for key, value in new.items() if key != "record")
 
 
 def _measured(cell: CellState, record: Record, hardware: Hardware, campaign: str) -> dict[str, str]:
