@@ -21,7 +21,7 @@ from xdimo.train.failure import LossNotFinite
 def fail(fault: str, folder: Path) -> None:
     if os.environ["RANK"] == "0" and os.environ["WORLD_SIZE"] == "2":
         time.sleep(120)  # waits for the rank that fails, as in a collective
-    if fault == "hang":
+    if fault in ("hang", "deaf"):
         time.sleep(120)
     if fault == "sigkill":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -40,6 +40,8 @@ def fail(fault: str, folder: Path) -> None:
 
 def main() -> None:
     fault, spec, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    if fault == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def train(spec: Any, *, folder: Path, **arguments: Any) -> None:
         (folder / "log.jsonl").write_text('{"event": "header"}\n')

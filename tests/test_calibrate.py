@@ -34,6 +34,7 @@ def test_rates_of_known_work_in_a_known_time(monkeypatch: pytest.MonkeyPatch) ->
     assert found == {
         "gemm_tflops": pytest.approx(2 * 256**3 / 0.5 / 1e12),
         "gemm_shape": [256, 256, 256],
+        "gemm_s": 0.005,
         "model_gemm_tflops": {"10x20x30": pytest.approx(2 * 10 * 20 * 30 / 0.5 / 1e12)},
         "copy_gb_s": pytest.approx(2 * 8 * 2**20 / 0.5 / 1e9),  # read and written
         "all_reduce_gb_s": None,  # one rank

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -133,6 +134,24 @@ def test_a_killed_launch_leaves_no_rank_behind(tmp_path: Path, small_bench: Benc
     while left := list(_processes_with(str(tmp_path))):
         assert time.monotonic() < deadline, [path.read_text() for path in left]
         time.sleep(0.1)
+
+
+def test_a_rank_that_will_not_end_is_ended(
+    tmp_path: Path, small_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "_command", faulty("deaf"))
+    monkeypatch.setattr(launching, "GRACE_S", 1)
+    Thread(target=_warn_once_begun, args=(tmp_path,), daemon=True).start()
+    code, run = launch(tmp_path, small_bench, "cpu_2-bs1", walltime_min=2)
+    assert (code, run["outcome"], run["reason"][:7]) == (0, "timeout", "SIGUSR2")
+    assert not list(_processes_with("faulty_rank.py", str(tmp_path)))
+
+
+def _warn_once_begun(folder: Path) -> None:
+    """As a scheduler warns this process, which launches the run."""
+    while not (folder / "attempts/1/log.jsonl").exists():
+        time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGUSR2)
 
 
 def _hanging(folder: Path, bench: Bench, cell: str) -> "subprocess.Popen[bytes]":

@@ -12,6 +12,8 @@ from tests.conftest import ROOT
 from xdimo.config import SIZES, Bench
 from xdimo.files import read_json, write_json
 from xdimo.load import load_hardware, parse
+from xdimo.measure.metrics import derive
+from xdimo.measure.records import read_run
 from xdimo.report.definitions import DEFINITIONS
 from xdimo.report.summary import render, write
 from xdimo.report.tables import escaped
@@ -32,6 +34,8 @@ def test_what_git_keeps_is_what_its_records_say(config, monkeypatch):
     assert made.zh == (config.parent / "summary.zh.md").read_text()
     assert made.csv == (config.parent / "summary.csv").read_text()
     assert made.data == read_json(config.parent / "summary.json")
+    for path in sorted(config.parent.glob("*/metrics.json")):
+        assert derive(read_run(path.parent), load_hardware(bench.hardware)) == read_json(path)
 
 
 def test_the_readmes_figures_are_those_of_a_kept_summary():

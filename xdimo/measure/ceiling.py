@@ -21,6 +21,7 @@ def ceiling(calibrations: Sequence[Calibration]) -> dict[str, Any]:
     return {
         "gemm_tflops": _mean([*before, *after]),
         "gemm_shape": list(calibrations[0].gemm_shape) if calibrations else None,
+        "gemm_s": calibrations[0].gemm_s if calibrations else None,
         "gemm_tflops_slowest": min([*before, *after], default=None),
         "gemm_change": fmean(after) / fmean(before) - 1 if before and after else None,
         "model_gemm_tflops": {

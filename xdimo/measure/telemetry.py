@@ -17,19 +17,20 @@ POWER_MEAN_S = 1.0
 def telemetry(samples: Sequence[Telemetry], samples_per_s: float | None) -> dict[str, Any]:
     """Part of metrics.json; None: no card said so (a CPU has none).
 
-    Medians and means are over all cards and moments; power is of all cards together.
+    Medians and means are over all cards and moments; power is of all cards together. Start and end:
+    the hottest card at the first and the last reading, clocks over a tenth of the window.
     """
     throttled = [sample.throttle for sample in samples if sample.throttle is not None]
     reasons = Counter(reason for held in throttled for reason in held)
     power = _power_w(samples)
-    ends = _ends(samples)
+    ends, in_order = _ends(samples), sorted(samples, key=lambda sample: sample.t_s)
     return {
         "telemetry_samples": len(samples),
         "sm_mhz_median": _of(median, (s.sm_mhz for s in samples)),
         "sm_mhz_min": _of(min, (s.sm_mhz for s in samples)),
         "memory_mhz_median": _of(median, (s.memory_mhz for s in samples)),
-        "temperature_c_start": _of(max, (s.temperature_c for s in ends[0])),
-        "temperature_c_end": _of(max, (s.temperature_c for s in ends[1])),
+        "temperature_c_start": _of(max, (s.temperature_c for s in _first_of_each(in_order))),
+        "temperature_c_end": _of(max, (s.temperature_c for s in _first_of_each(in_order[::-1]))),
         "sm_mhz_start": _of(fmean, (s.sm_mhz for s in ends[0])),
         "sm_mhz_end": _of(fmean, (s.sm_mhz for s in ends[1])),
         "power_w": power,
@@ -81,6 +82,14 @@ def _power_w(samples: Sequence[Telemetry]) -> float | None:
     inside = [sample for sample in samples if sample.t_s >= POWER_MEAN_S]
     means = [_of(fmean, (s.power_w for s in inside if s.gpu == card)) for card in cards]
     return sum(means) if means and None not in means else None
+
+
+def _first_of_each(samples: Iterable[Telemetry]) -> Iterable[Telemetry]:
+    """The first sample of each card."""
+    first: dict[int, Telemetry] = {}
+    for sample in samples:
+        first.setdefault(sample.gpu, sample)
+    return first.values()
 
 
 def _ends(samples: Sequence[Telemetry]) -> tuple[list[Telemetry], list[Telemetry]]:

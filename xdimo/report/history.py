@@ -6,7 +6,7 @@ from pathlib import Path
 
 from xdimo.config import SIZES, Bench, Hardware
 from xdimo.files import write_text
-from xdimo.measure.claims import COLUMNS, read
+from xdimo.measure.claims import read
 from xdimo.measure.records import Record
 from xdimo.report.cells import CellState, survey
 from xdimo.spec import RunSpec

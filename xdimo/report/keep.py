@@ -1,25 +1,28 @@
 """`xdimo keep`: a campaign's records and summary copied to where git keeps them."""
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from xdimo.config import Bench, Hardware
 from xdimo.errors import UserError
 from xdimo.files import read_json, whole, write_json
+from xdimo.measure.metrics import write as write_metrics
 from xdimo.report.plots import draw
 from xdimo.report.summary import render, write
 
 # What a figure can be made again from; checkpoints and console output stay behind.
-KEPT = ("spec.json", "run.json", "metrics.json", "attempts/*/run.json", "attempts/*/log.jsonl")
+KEPT = ("spec.json", "run.json", "attempts/*/run.json", "attempts/*/log.jsonl")
 
 
 def keep(bench: Bench, hardware: Hardware, folder: Path) -> list[Path]:
     """Copy the campaign to ``folder`` (results/records/<campaign>) and render it from there.
 
-    Beside the runs lie config.json (the whole config as it is now; the summary's commands name it,
-    so that they run what was run), manifest.json, what was chosen between implementations, the
-    summary and its plots. Returns the copied runs. Raises UserError where the campaign has none, or
-    the folder keeps those of other results.
+    Their metrics.json are derived anew, as the summary's figures are, for every record that can be
+    read. Beside the runs lie config.json (the whole config as it is now; the summary's commands
+    name it, so that they run what was run), manifest.json, what was chosen between implementations,
+    the summary and its plots. Returns the copied runs. Raises UserError where the campaign has
+    none, or the folder keeps those of other results.
     """
     source, kept = Path(bench.runs_folder), folder / "config.json"
     if kept.exists() and (results := read_json(kept)["results"]) != bench.results:
@@ -32,9 +35,12 @@ def keep(bench: Bench, hardware: Hardware, folder: Path) -> list[Path]:
     if not runs:
         raise UserError(f"{source}: no run that has ended to keep")
     for run in runs:
+        kept_run = folder / run.name
         for pattern in KEPT:
             for path in run.glob(pattern):
                 _copy(path, folder / path.relative_to(source))
+        with suppress(UserError):  # a record that breaks a rule: the summary says which
+            write_metrics(kept_run / "run.json", hardware, kept_run / "metrics.json")
     for choice in source.glob("choice-*.json"):
         _copy(choice, folder / choice.name)
     manifest = Path(bench.results) / "data" / "manifest.json"

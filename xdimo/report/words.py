@@ -86,11 +86,13 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "ceilings": (
         "**Ceilings** (log lines `calibration`, mean of ranks, before and after): MFU against the "
-        "declared peak, the tensor peak, and a large square product measured on the same cards. "
+        "declared peak, the tensor peak, and a large square product measured on the same cards, "
+        "over a second (a line without `gemm_s`: over a fifth: about 5 % more on an H100). "
         "A GPU whose product after differs by over 5 % from before flags its row; a CPU does not: "
         "what it gives to plain work nobody keeps steady.",
         "**上限**（日志行 `calibration`，各进程前后平均）：相对声明峰值、张量峰值，"
-        "以及在同一批卡上实测的大矩阵乘的 MFU。GPU 的矩阵乘前后相差超过 5 % 则标记该行；"
+        "以及在同一批卡上实测的大矩阵乘（持续一秒；没有 `gemm_s` 的行为五分之一秒，"
+        "在 H100 上约高 5 %）的 MFU。GPU 的矩阵乘前后相差超过 5 % 则标记该行；"
         "CPU 不标记：其矩阵乘速率本来就不稳定。",
     ),
     "under_load": (
@@ -104,12 +106,14 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "drift": (
         "**Drift** (log lines `step` and `telemetry`): the first tenth of the timed window → its "
-        "last, medians of the steps. Where a cell has a throughput, no change of over 2 % stood "
+        "last; medians of the steps, means of the clocks, and the hottest card at the first and "
+        "at the last reading. Where a cell has a throughput, no change of over 2 % stood "
         "out from the scatter of its steps: what stands here may be that scatter, which is large "
         "on a busy CPU. A window of seconds says little of heat: `config/long.yaml` trains for "
         "minutes.",
         "**漂移**（日志行 `step` 与 `telemetry`）：计时窗口最初十分之一 → 最后十分之一。"
-        "单步时间取中位数。有吞吐量的单元，没有超过 2 % 且能与随机波动区分的变化；"
+        "单步时间取中位数，频率取均值，温度为最热的卡在首次与末次读数时的值。"
+        "有吞吐量的单元，没有超过 2 % 且能与随机波动区分的变化；"
         "此处所见可能只是波动，在繁忙的 CPU 上波动很大。"
         "几秒的窗口说明不了热漂移：`config/long.yaml` 训练数分钟。",
     ),

@@ -22,7 +22,7 @@ from xdimo.train import group
 from xdimo.train.meter import Clock
 
 MIB = 1024**2
-CALLS = 10_000  # at most, of one kind of work
+CALLS = 10_000  # launches at most, of one kind of work
 AT_ONCE = 20  # products a launch on a GPU, which makes small ones faster than a host launches them
 
 
@@ -84,6 +84,7 @@ def measure(
     found = {
         "gemm_tflops": rate(*square, effort.square_s),
         "gemm_shape": list(square),
+        "gemm_s": effort.square_s,
         "model_gemm_tflops": {"x".join(map(str, product)): rate(*product) for product in products},
         "copy_gb_s": _copy_gb_s(device, clock, effort),
         "all_reduce_gb_s": _all_reduce_gb_s(device, clock, effort),

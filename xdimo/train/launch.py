@@ -47,7 +47,7 @@ class _End:
 
 @dataclass
 class _Group:
-    """torchrun and its ranks, in a process group of their own."""
+    """torchrun and its ranks: it in a process group of its own, each of them in another."""
 
     command: list[str]
     environment: dict[str, str]
@@ -56,7 +56,7 @@ class _Group:
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=CAUSE_LINES))
 
     def run(self, deadline: float, end: _End) -> int:
-        """Exit code, after the last process of the group is gone."""
+        """torchrun's exit code, with every rank told to end (rank.py)."""
         process = subprocess.Popen(
             self.command,
             env={**self.environment, LAUNCHED: "1"},
@@ -69,7 +69,9 @@ class _Group:
         reader.start()
         with telemetry.sampling(self.uuids, self.folder / telemetry.FILE):
             self._wait(process, deadline, end)
-        _signal_group(process, signal.SIGKILL)  # a rank that outlived torchrun
+        assert process.stdin is not None
+        process.stdin.close()  # ends a rank that outlived torchrun
+        _signal_group(process, signal.SIGKILL)
         reader.join(timeout=GRACE_S)
         return process.returncode
 

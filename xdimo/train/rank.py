@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import sys
 import traceback
 from pathlib import Path
@@ -13,6 +14,7 @@ from xdimo.spec import read_spec
 from xdimo.train.failure import classify
 
 LAUNCHED = "XDIMO_LAUNCHED"  # set by launch, whose end of this process's standard input is open
+STDIN = 0
 
 
 def run(spec_path: Path, folder: Path, **arguments: Any) -> None:
@@ -21,7 +23,7 @@ def run(spec_path: Path, folder: Path, **arguments: Any) -> None:
     At once, because an orderly exit would wait for the collectives of the other ranks. Started by
     launch, it ends with it, however launch ends.
     """
-    if os.environ.get(LAUNCHED):
+    if os.environ.get(LAUNCHED) and stat.S_ISFIFO(os.fstat(STDIN).st_mode):
         Thread(target=_end_with_launch, daemon=True).start()
     try:
         from xdimo.train.loop import train
@@ -49,6 +51,6 @@ def first_line(error: BaseException) -> str:
 
 def _end_with_launch() -> None:
     """Else ranks of a launch that was killed would wait for each other and keep their GPUs."""
-    while os.read(0, 1):  # its standard input
+    while os.read(STDIN, 1):
         pass
     os.kill(os.getpid(), signal.SIGKILL)
