@@ -32,7 +32,7 @@ install: $(DONE)
 $(DONE): pyproject.toml constraints.txt | $(BIN)/python
 	@test -z '$(WHEELS)' -o -d '$(WHEELS)' || \
 	  { echo 'make: WHEELS=$(WHEELS): no such folder; expected one that `make wheels` made' >&2; exit 1; }
-	$(BIN)/python -m pip install $(INDEX) -c constraints.txt -e '.[dev]' || \
+	@$(BIN)/python -m pip install $(INDEX) -c constraints.txt -e '.[dev]' || \
 	  { echo 'make: step install could not get its packages (about 3 GB) from the package index;' \
 	         'without network use: make install WHEELS=<folder made by `make wheels`>' >&2; exit 1; }
 	touch $@

@@ -126,7 +126,8 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> str:
     else:
         quote = " (quote it)" if first["type"] == "string_type" else ""
         what = f"{first['msg']}, not {first['input']!r}{quote}"
-    more = f" (and {len(others)} more)" if others else ""
+    named = ", ".join(dict.fromkeys(".".join(str(p) for p in other["loc"]) for other in others))
+    more = f" (and {len(others)} more: {named})" if others else ""
     return f"{path}: {what}{more}"
 
 

@@ -115,7 +115,8 @@ def _data(bench: Bench) -> Iterator[Finding]:
     else:
         count = len(list_videos(bench.dataset.videos))
         enough = count >= (expected or 1)
-        mend = None if enough else "set dataset.expected_videos, or bring the missing ones"
+        missing = "set dataset.expected_videos, or bring the missing ones"
+        mend = None if enough else missing if expected else "bring videos, or set dataset.videos"
         yield Finding(enough, f"{folder}: {count} files, {expected or 'any number'} expected", mend)
     yield from _imports()
     weights = bench.vae.weights

@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 
 from xdimo.config import SIZES, Bench, Hardware
+from xdimo.errors import UserError
 from xdimo.files import write_text
 from xdimo.measure.claims import read
 from xdimo.measure.records import Record
@@ -31,15 +32,17 @@ def add(
     repeats gives way to it where it stands.
 
     ``records``: a folder that ``xdimo keep`` wrote. Returns how many rows are new, and how many
-    changed. Raises UserError where the table cannot be read.
+    changed. Raises UserError where the table cannot be read, or nothing was measured.
     """
     view = survey(bench, hardware, records)
     rows = [row.text for row in read(path)] if path.exists() else []
     places = {_cell(row["record"]): place for place, row in enumerate(rows) if row["record"]}
     new = changed = 0
-    for cell in view.cells.values():
-        if cell.median is None or cell.median.record is None:
-            continue
+    measured = [c for c in view.cells.values() if c.median is not None and c.median.record]
+    if not measured:
+        raise UserError(f"campaign {bench.campaign!r}: no measured cell in {view.runs_folder}")
+    for cell in measured:
+        assert cell.median is not None and cell.median.record is not None
         row = _measured(cell, cell.median.record, hardware, bench.campaign)
         place = places.get(_cell(row["record"]))
         if place is None:

@@ -36,7 +36,9 @@ def roofline(view: Survey, words: Words) -> "Figure":
             axes.tick_params(axis="y", which="both", left=False, labelleft=False)
             continue
         # Its products of most rows: smaller ones wait for the host that launches them.
-        _roofs(axes, view, max(cells, key=lambda cell: cell.cell.clips_per_gpu), words)
+        largest = max(cells, key=lambda cell: cell.cell.clips_per_gpu)
+        axes.set_title(words("roofs_of", cell=largest.cell.name), loc="left", fontsize=10)
+        _roofs(axes, view, largest, words)
         for cell in cells:
             _step(axes, view, cell, words)
         low, high = axes.get_ylim()

@@ -194,8 +194,14 @@ def comparison_table(view: Survey, words: Words) -> Table:
     return table
 
 
+def _in_reference(view: Survey, name: str) -> str:
+    """The cell itself where it ran so, else its twin."""
+    metrics = view.cells[name].metrics
+    ran = metrics["implementation"] if metrics else None
+    return name if ran == "reference" else view.bench.reference_twin(name)
+
+
 def _reference(view: Survey, name: str, words: Words) -> str:
     """Both cells in the reference implementation: tuned kernels favour one card."""
-    mine, base = (view.bench.reference_twin(cell) for cell in (name, view.bench.baseline))
-    ratio = view.speedup(mine, base)
+    ratio = view.speedup(_in_reference(view, name), _in_reference(view, view.bench.baseline))
     return words("pending") if ratio is None else figures.times(ratio)

@@ -176,6 +176,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "measured_product": ("measured product {tflops}", "实测矩阵乘 {tflops}"),
     "axis_tflops": ("TFLOP/s a card (log)", "每卡 TFLOP/s（对数）"),
     "axis_intensity": ("FLOPs a byte (log)", "每字节浮点运算（对数）"),
+    "roofs_of": ("{cell} and its calibration; steps of all", "{cell} 及其标定；各单元的步"),
     "title_roofline": (
         "Roofline: stated peaks, measured products and copies, and the training step",
         "屋顶线：标称峰值、实测矩阵乘与复制，以及训练步",
@@ -361,7 +362,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "title_throughput": ("Throughput", "吞吐量"),
     "title_mfu": ("MFU against the tensor peak", "相对张量峰值的 MFU"),
     "title_memory": ("Peak memory", "内存峰值"),
-    "title_steps": ("Step time, warm-up shaded", "单步时间（阴影为预热）"),
+    "title_steps": (
+        "Step time of each cell's median run, warm-up shaded",
+        "各单元中位运行的单步时间（阴影为预热）",
+    ),
     "whiskers": (
         "bar: median run; whisker: min to max of repeats",
         "柱：中位数运行；须：重复的最小至最大",
