@@ -37,7 +37,8 @@ def roofline(view: Survey, words: Words) -> "Figure":
             continue
         # Its products of most rows: smaller ones wait for the host that launches them.
         largest = max(cells, key=lambda cell: cell.cell.clips_per_gpu)
-        axes.set_title(words("roofs_of", cell=largest.cell.name), loc="left", fontsize=10)
+        title = words("roofs_of", target=target, cell=largest.cell.name)
+        axes.set_title(title, loc="left", fontsize=10)
         _roofs(axes, view, largest, words)
         for cell in cells:
             _step(axes, view, cell, words)

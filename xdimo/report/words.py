@@ -176,7 +176,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "measured_product": ("measured product {tflops}", "实测矩阵乘 {tflops}"),
     "axis_tflops": ("TFLOP/s a card (log)", "每卡 TFLOP/s（对数）"),
     "axis_intensity": ("FLOPs a byte (log)", "每字节浮点运算（对数）"),
-    "roofs_of": ("{cell} and its calibration; steps of all", "{cell} 及其标定；各单元的步"),
+    "roofs_of": ("{target}, calibrated with {cell}", "{target}，标定取自 {cell}"),
     "title_roofline": (
         "Roofline: stated peaks, measured products and copies, and the training step",
         "屋顶线：标称峰值、实测矩阵乘与复制，以及训练步",
