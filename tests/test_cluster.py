@@ -333,3 +333,14 @@ def test_doctor_looks_for_the_cards_of_targets_without_a_queue(
     assert found["h100_1: this machine has 1 of the 1 x H100 SXM of a run"]
     assert not found["h100_2: this machine has 1 of the 2 x H100 SXM of a run"]
     assert found[f"{absent['videos']}: not there yet, will be fetched"]
+
+
+def test_doctor_asks_for_videos_where_a_folder_is_empty(tmp_path: Path) -> None:
+    for expected, mend in (
+        (None, "bring videos, or set dataset.videos"),
+        (3, "set dataset.expected_videos, or bring the missing ones"),
+    ):
+        dataset = {"videos": str(tmp_path), "expected_videos": expected}
+        bench = load(ROOT / "config/config.yaml", {"dataset": dataset})
+        found = look.look(bench, load_hardware(ROOT / bench.hardware), None)
+        assert mend in [finding.mend for finding in found]

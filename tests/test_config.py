@@ -140,6 +140,14 @@ def test_a_misspelt_key_is_named_before_the_one_it_leaves_missing(small_config: 
         load(small_config)
 
 
+def test_every_missing_key_is_named() -> None:
+    with pytest.raises(
+        UserError, match=r"baseline: missing; it has no default \(and 3 more: "
+    ) as e:
+        load(ROOT / "config/long.yaml")
+    assert {"dataset", "targets"} <= set(str(e.value).split("more: ")[1].rstrip(")").split(", "))
+
+
 @pytest.mark.parametrize("name", ["plot", "all", "train_one"])
 def test_a_target_may_not_be_called_like_a_step(name: str, small_config: Path) -> None:
     small_config.write_text(small_config.read_text().replace("cpu_2", name))

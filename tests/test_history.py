@@ -55,6 +55,13 @@ def test_measured_cells_are_appended_once(bench, table):
     assert table.read_text() == once
 
 
+def test_nothing_measured_is_said(table, tmp_path):
+    before = table.read_text()
+    with pytest.raises(UserError, match="campaign '2026-11': no measured cell in"):
+        add(records.bench(tmp_path / "none"), HARDWARE, table)
+    assert table.read_text() == before
+
+
 def test_more_repeats_bring_a_row_up_to_date(bench, table):
     add(bench, HARDWARE, table)
     before = table.read_text().splitlines()

@@ -34,7 +34,9 @@ def test_what_git_keeps_is_what_its_records_say(config, monkeypatch):
     assert made.zh == (config.parent / "summary.zh.md").read_text()
     assert made.csv == (config.parent / "summary.csv").read_text()
     assert made.data == read_json(config.parent / "summary.json")
-    for path in sorted(config.parent.glob("*/metrics.json")):
+    kept = sorted(config.parent.glob("*/metrics.json"))
+    assert kept
+    for path in kept:
         assert derive(read_run(path.parent), load_hardware(bench.hardware)) == read_json(path)
 
 

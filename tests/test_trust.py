@@ -154,6 +154,15 @@ def test_cards_at_peace_raise_no_flag_and_give_energy(bench):
     assert (metrics["temperature_c_start"], metrics["temperature_c_end"]) == (50, 61)
 
 
+def test_heat_is_the_hottest_cards_at_the_first_and_the_last_reading(bench):
+    moments = [{"temperature_c": 45 + min(place, 20)} for place in range(30)]
+    moments[-1] = {"temperature_c": 62}  # it was 65 before
+    events = records.telemetry_lines(4, moments)
+    events[0]["temperature_c"] = 47
+    metrics = measured(bench, "gpu_h200-bs1-r1", events=events)
+    assert (metrics["temperature_c_start"], metrics["temperature_c_end"]) == (47, 62)
+
+
 def test_a_window_shorter_than_a_reading_of_power_gives_no_energy(bench):
     metrics = measured(bench, "gpu_h200-bs1-r1", events=records.telemetry_lines(4, [{}, {}]))
     assert metrics["power_w"] is metrics["joules_per_sample"] is None
@@ -198,3 +207,15 @@ def test_the_reference_implementation_has_its_own_speedup_beside(tmp_path):
     cells = [text.strip() for text in row.strip("|").split(" | ")]
     assert cells[1] == "fused" and re.fullmatch(r"(2\.9|3\.0)\d×", cells[5])
     assert re.fullmatch(r"(1\.9|2\.0)\d×", cells[7])
+
+
+def test_a_cell_for_which_auto_chose_the_reference_is_its_own_reference(tmp_path):
+    train = {"implementation": "auto", "timed_steps": 60}
+    one_gpu = {name: {"gpus": 1} for name in ("gpu_6000ada", "gpu_h200", "gpu_pro6000")}
+    bench = records.bench(tmp_path / "results", train=train, targets=one_gpu)
+    for cell, step_s in (("gpu_6000ada-bs1", 0.03), ("gpu_h200-bs1", 0.01)):
+        records.write_run(bench, f"{cell}-r1", step_s=step_s)
+    table = render(bench, HARDWARE, "c").en.split("**What stands beside each speedup**")[1]
+    row = next(line for line in table.splitlines() if line.startswith("| [`gpu_h200-bs1`]"))
+    cells = [text.strip() for text in row.strip("|").split(" | ")]
+    assert cells[1] == "reference" and cells[7] == cells[5] != "pending"

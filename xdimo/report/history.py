@@ -38,12 +38,11 @@ def add(
     rows = [row.text for row in read(path)] if path.exists() else []
     places = {_cell(row["record"]): place for place, row in enumerate(rows) if row["record"]}
     new = changed = 0
-    measured = [c for c in view.cells.values() if c.median is not None and c.median.record]
-    if not measured:
+    cells = [(c, c.median.record) for c in view.cells.values() if c.median and c.median.record]
+    if not cells:
         raise UserError(f"campaign {bench.campaign!r}: no measured cell in {view.runs_folder}")
-    for cell in measured:
-        assert cell.median is not None and cell.median.record is not None
-        row = _measured(cell, cell.median.record, hardware, bench.campaign)
+    for cell, record in cells:
+        row = _measured(cell, record, hardware, bench.campaign)
         place = places.get(_cell(row["record"]))
         if place is None:
             rows.append(row)

@@ -22,12 +22,15 @@ def roofline(view: Survey, words: Words) -> "Figure":
     figure = canvas(1.3 + 2.6 * len(targets))
     panels = figure.subplots(len(targets), 1, sharex=True, squeeze=False)[:, 0]
     for target, axes in zip(targets, panels, strict=True):
-        axes.set_title(target, loc="left", fontsize=10)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_ylabel(words("axis_tflops"))
         cells = [cell for cell in view.variants(target) if _calibrated(cell)]
-        if not cells:
+        # Its products of most rows; in older records a host launched smaller ones too slowly.
+        roof = max(cells, key=lambda cell: cell.cell.clips_per_gpu, default=None)
+        title = words("roofs_of", target=target, cell=roof.cell.name) if roof else target
+        axes.set_title(title, loc="left", fontsize=10)
+        if roof is None:
             base = view.cells[view.bench.baseline_cell(target).name]
             text = words("not_calibrated") if base.metrics else absent(base, words)
             axes.annotate(
@@ -35,11 +38,7 @@ def roofline(view: Survey, words: Words) -> "Figure":
             )
             axes.tick_params(axis="y", which="both", left=False, labelleft=False)
             continue
-        # Its products of most rows: smaller ones wait for the host that launches them.
-        largest = max(cells, key=lambda cell: cell.cell.clips_per_gpu)
-        title = words("roofs_of", target=target, cell=largest.cell.name)
-        axes.set_title(title, loc="left", fontsize=10)
-        _roofs(axes, view, largest, words)
+        _roofs(axes, view, roof, words)
         for cell in cells:
             _step(axes, view, cell, words)
         low, high = axes.get_ylim()

@@ -1,7 +1,7 @@
 """What a card gives to plain work, before and after it trains: products, copies, all-reduces.
 
 Each figure is the mean rate over a fraction of a second, of the large square over a whole one: over
-less, how warm the card was shows in it. All of it takes seconds, and leaves no memory behind.
+less it scatters by several percent. All of it takes seconds, and leaves no memory behind.
 """
 
 import gc
@@ -35,7 +35,7 @@ class Effort:
     reduce_mib: int
     reduces: int  # the same on each rank, whatever its speed
     seconds: float  # of each kind of work but reducing and the square
-    square_s: float
+    square_s: float  # at the power limit, where a card takes a while to settle
 
 
 # Buffers are larger than any card's cache. A CPU shows that the code runs, no more.
