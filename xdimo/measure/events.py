@@ -125,7 +125,7 @@ class Calibration(Fact):
     rank: int
     gemm_tflops: float = Field(gt=0)
     gemm_shape: tuple[int, int, int]
-    gemm_s: float | None = None  # how long it ran; None: a fifth of a second, in older records
+    gemm_s: float | None = None  # how long it ran; None: 0.2 on a GPU, in older records
     model_gemm_tflops: dict[str, float]  # by shape, "rows x inner x outer" without spaces
     copy_gb_s: float
     all_reduce_gb_s: float | None  # None: one rank

@@ -86,13 +86,13 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "ceilings": (
         "**Ceilings** (log lines `calibration`, mean of ranks, before and after): MFU against the "
-        "declared peak, the tensor peak, and a large square product measured on the same cards, "
-        "over a second (a line without `gemm_s`: over a fifth: about 5 % more on an H100). "
+        "declared peak, the tensor peak, and a large square product measured on the same cards for "
+        "`gemm_s` seconds (a line without it: 0.2, which gave 5 % more on an H100 than 1). "
         "A GPU whose product after differs by over 5 % from before flags its row; a CPU does not: "
         "what it gives to plain work nobody keeps steady.",
         "**上限**（日志行 `calibration`，各进程前后平均）：相对声明峰值、张量峰值，"
-        "以及在同一批卡上实测的大矩阵乘（持续一秒；没有 `gemm_s` 的行为五分之一秒，"
-        "在 H100 上约高 5 %）的 MFU。GPU 的矩阵乘前后相差超过 5 % 则标记该行；"
+        "以及在同一批卡上实测的大矩阵乘（持续 `gemm_s` 秒；没有该项的行为 0.2 秒，"
+        "比 1 秒时高 5 %，在 H100 上）的 MFU。GPU 的矩阵乘前后相差超过 5 % 则标记该行；"
         "CPU 不标记：其矩阵乘速率本来就不稳定。",
     ),
     "under_load": (
