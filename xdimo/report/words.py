@@ -92,7 +92,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "what it gives to plain work nobody keeps steady.",
         "**上限**（日志行 `calibration`，各进程前后平均）：相对声明峰值、张量峰值，"
         "以及在同一批卡上实测的大矩阵乘（持续 `gemm_s` 秒；没有该项的行为 0.2 秒，"
-        "比 1 秒时高 5 %，在 H100 上）的 MFU。GPU 的矩阵乘前后相差超过 5 % 则标记该行；"
+        "结果高 5 %，在 H100 上与 1 秒相比）的 MFU。GPU 的矩阵乘前后相差超过 5 % 则标记该行；"
         "CPU 不标记：其矩阵乘速率本来就不稳定。",
     ),
     "under_load": (
