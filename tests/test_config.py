@@ -49,17 +49,28 @@ def test_the_historical_step_goes_over_the_lent_cards() -> None:
     ours = load([ROOT / "config/lent.yaml", ROOT / "config/lent_legacy.yaml"], HERE)
     step = {"train": {"implementation", "precision", "deterministic"}, "model": True, "vae": True}
     assert ours.model_dump(include=step) == theirs.model_dump(include=step)
-    cells = [(ours.cells[name].mode, ours.cells[name].clips_per_gpu) for name in ours.cells]
-    assert ours.targets["h100_2"].gpus == theirs.targets["gpu_h200_x2"].gpus
-    assert {mode for mode, _ in cells} == {"online"} and ("online", 1) in cells
+    row = theirs.targets["gpu_h200_x2"]
+    assert {target.gpus for target in ours.targets.values()} == {row.gpus}
+    assert "h200" in {target.card for target in ours.targets.values()}
+    cells = {(cell.mode, cell.clips_per_gpu) for cell in ours.cells.values()}
+    assert cells == {("online", clips) for clips in row.variants}
+
+
+def test_a_target_set_to_null_is_left_out(tmp_path: Path) -> None:
+    over = tmp_path / "over.yaml"
+    over.write_text("targets: {h200_2: null}\n", encoding="utf-8")
+    lent = load(ROOT / "config/lent.yaml", HERE)
+    fewer = load([ROOT / "config/lent.yaml", over], HERE)
+    assert list(fewer.targets) == [name for name in lent.targets if name != "h200_2"]
+    over.write_text("targets: {h100_1: null}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"latents\.target: 'h100_1' is no target; allowed: h100_2"):
+        load([ROOT / "config/lent.yaml", over], HERE)
 
 
 def test_the_dense_model_goes_over_the_lent_cards() -> None:
     lent = load(ROOT / "config/lent.yaml", HERE)
     assert {target.gpus for target in lent.targets.values()} == {1, 2, 4}
-    both = load([ROOT / "config/lent.yaml", ROOT / "config/lent_h200.yaml"], HERE)
-    assert {target.card for target in both.targets.values()} == {"h100", "h200"}
-    assert lent.cells.keys() < both.cells.keys()
+    assert {target.card for target in lent.targets.values()} == {"h100", "h200"}
     dense = load([ROOT / "config/lent.yaml", ROOT / "config/dense.yaml"], HERE)
     assert (dense.model.experts, dense.model.top_k, dense.cells) == (1, 1, lent.cells)
     assert dense.results != lent.results

@@ -34,6 +34,10 @@ def texts(axes):
     return [text.get_text() for text in axes.texts]
 
 
+def legend(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
 def test_bars_are_the_measured_cells_and_gaps_are_labelled(bench):
     view = survey(bench, HARDWARE)
     axes = bars(view, "throughput", EN).axes[0]
@@ -89,10 +93,11 @@ def test_without_the_baseline_a_speedup_waits(bench):
 
 
 def test_step_times_are_the_median_runs(bench):
-    figure = step_times(survey(bench, HARDWARE), EN)
-    first, second, third = figure.axes
+    records.write_run(bench, "gpu_6000ada-bs2-r1", step_s=0.12)
+    first, second, third = step_times(survey(bench, HARDWARE), EN).axes
     assert len(first.lines[0].get_xdata()) == 22
-    assert texts(first) == ["bs1"] and texts(second) == ["bs1"] and texts(third) == ["pending"]
+    assert legend(first) == ["bs2", "bs1"] and legend(second) == ["bs1"]
+    assert texts(third) == ["pending"] and third.get_legend() is None
 
 
 def test_the_roofline_has_peaks_products_and_steps(bench):
@@ -104,7 +109,7 @@ def test_the_roofline_has_peaks_products_and_steps(bench):
     assert texts(first) == ["not calibrated"] and texts(third) == ["pending"]
     assert {axes.get_xscale() for axes in (first, second, third)} == {"log"}  # as the axis says
     assert texts(second) == ["tensor 989"]  # declared is the same
-    labels = [text.get_text() for text in second.get_legend().get_texts()]
+    labels = legend(second)
     assert labels[:3] == [
         "4,800 GB/s (stated)",
         "3,900 GB/s (measured)",

@@ -302,8 +302,14 @@ def test_like_for_like_is_at_the_largest_shared_batch_where_the_own_is_not_share
 
 def test_any_cell_measured_in_the_other_data_mode_stands_among_the_modes(bench):
     records.write_run(bench, "gpu_h200-bs4-r1")
+    assert "asked for by name" not in summary(bench).en
     records.write_run(bench, "gpu_h200-bs4-online-r1", step_s=0.4)
-    rows = rows_under(summary(bench).en, MODES)
+    document = summary(bench).en
+    assert (
+        ": 1 of 18 runs measured.\n\nRuns outside the matrix, of cells asked for by name: 1."
+        in document
+    )
+    rows = rows_under(document, MODES)
     assert [re.search(r"`(.*?)`", row[0])[1] for row in rows] == [
         "gpu_6000ada-bs1",
         "gpu_6000ada-bs1-online",

@@ -27,6 +27,7 @@ def step_times(view: Survey, words: Words) -> "Figure":
             axes.yaxis.set_major_formatter(LogFormatter())
             axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
             axes.axvspan(0, view.bench.train.warmup_steps + 0.5, color="#DDDDDD", zorder=0)
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, reverse=True)
         else:
             text = absent(view.cells[view.bench.baseline_cell(target).name], words)
             axes.annotate(
@@ -34,7 +35,7 @@ def step_times(view: Survey, words: Words) -> "Figure":
             )
             axes.set_yticks([])
     last = view.bench.train.warmup_steps + view.bench.train.timed_steps
-    panels[-1].set_xlim(0, last * 1.08)  # room for the lines' labels
+    panels[-1].set_xlim(0, last + 1)
     panels[-1].set_xlabel(words("axis_steps"))
     figure.suptitle(f"{view.bench.title}\n{words('title_steps')}", x=0.01, ha="left", fontsize=11)
     return figure
@@ -56,12 +57,6 @@ def _line(view: Survey, axes: "Axes", cell: CellState) -> bool:
         markersize=5,
         markeredgecolor="black",
         markevery=(variant * len(steps) // 24, max(1, len(steps) // 12)),
-    )
-    axes.annotate(
-        f"bs{cell.cell.clips_per_gpu}",
-        (steps["step"].iloc[-1], milliseconds.iloc[-1]),
-        (8, 0),
-        textcoords="offset points",
-        va="center",
+        label=f"bs{cell.cell.clips_per_gpu}",
     )
     return True

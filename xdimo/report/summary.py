@@ -76,12 +76,13 @@ def _document(view: Survey, past: list[claims.Row], config_path: str, words: Wor
     bench = view.bench
     behind = [*(bench.baseline_cell(name).name for name in bench.targets), bench.baseline]
     baselines = [view.cells[name] for name in dict.fromkeys(behind)]
-    done = sum(run.state == "ok" for name in bench.cells for run in view.cells[name].runs)
     planned = len(bench.cells) * bench.train.repeats
+    done, twins = _done(view, bench.cells), _done(view, bench.twins)
     parts = [
         *([words("demo")] if bench.demo else []),
         f"# {bench.title}",
         words("campaign", campaign=bench.campaign, done=done, runs=planned),
+        *([words("campaign_twins", done=twins)] if twins else []),
         words("other_language"),
         f"## {words('main')}",
         tables.main_table(view, words).markdown(words),
@@ -117,6 +118,10 @@ def _document(view: Survey, past: list[claims.Row], config_path: str, words: Wor
         *provenance.code(view, words),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _done(view: Survey, cells: Iterable[str]) -> int:
+    return sum(len(view.cells[name].measured) for name in cells)
 
 
 def _definitions(bench: Bench, words: Words) -> list[str]:

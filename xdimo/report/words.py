@@ -20,6 +20,10 @@ WORDS: dict[str, tuple[str, str]] = {
         "Campaign `{campaign}`: {done} of {runs} runs measured.",
         "测试批次 `{campaign}`：已完成 {done} / {runs} 次运行。",
     ),
+    "campaign_twins": (
+        "Runs outside the matrix, of cells asked for by name: {done}.",
+        "矩阵之外，按名称指定的单元：{done} 次运行。",
+    ),
     "other_language": ("中文：[summary.zh.md](summary.zh.md)", "English: [summary.md](summary.md)"),
     "rows_from": (
         "Rows from runs: {runs}. Columns from their log lines: parameters `header.effective`, "
