@@ -132,6 +132,14 @@ def shift(random: Random) -> Series:
     return Series(steps, None)
 
 
+def shift_alike(random: Random) -> Series:
+    """20 % slower from some step on; neighbours alike (AR(1), 0.8), 60 or 300 steps. No truth."""
+    timed = int(random.choice([60, 300]))
+    steps = plain(random, 0.8, timed)
+    steps[WARMUP + random.integers(timed // 10, timed - timed // 10) :] *= 1.2
+    return Series(steps, None)
+
+
 def few_steps(random: Random) -> Series:
     """40 timed steps. Truth: the mean step; too few for an interval."""
     return Series(plain(random, timed=40), STEP_S)
@@ -150,6 +158,7 @@ KINDS: tuple[Callable[[Random], Series], ...] = (
     run_in,
     drift,
     shift,
+    shift_alike,
     few_steps,
 )
 
