@@ -12,7 +12,7 @@ rule plot:
     input:
         metrics_of(BENCH.in_service),
     output:
-        # The pictures are what `snakemake --report` shows.
+        # `snakemake --report` shows pictures, and has the tables to open beside them.
         [report(f"{RESULTS}/plots/{name}.png", category="Plots") for name in PLOTS],
         [f"{RESULTS}/plots/{name}.svg" for name in PLOTS],
     log:
@@ -39,7 +39,7 @@ rule report:
         hardware=BENCH.hardware,
         plots=rules.plot.output,
     output:
-        [f"{RESULTS}/{name}" for name in TABLES],
+        [report(f"{RESULTS}/{name}", category="Tables") for name in TABLES],
     log:
         f"{LOGS}/report.log",
     localrule: True
