@@ -62,6 +62,14 @@ def test_a_target_set_to_null_is_left_out(tmp_path: Path) -> None:
     lent = load(ROOT / "config/lent.yaml", HERE)
     fewer = load([ROOT / "config/lent.yaml", over], HERE)
     assert list(fewer.targets) == [name for name in lent.targets if name != "h200_2"]
+    over.write_text("targets: {h20_2: null}\n", encoding="utf-8")
+    told = (
+        r"over\.yaml: targets\.h20_2: null leaves out a target of the file below; allowed: h100_1"
+    )
+    with pytest.raises(UserError, match=told):
+        load([ROOT / "config/lent.yaml", over], HERE)
+    with pytest.raises(UserError, match=r"h20_2: null .*; allowed: none"):
+        load(over, HERE)
     over.write_text("targets: {h100_1: null}\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"latents\.target: 'h100_1' is no target; allowed: h100_2"):
         load([ROOT / "config/lent.yaml", over], HERE)

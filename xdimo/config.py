@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 from xdimo import implementations
@@ -266,14 +266,6 @@ class Bench(Strict):
     model: Model = Model()
     train: Train = Train()
     targets: dict[TargetName, Target] = Field(min_length=1)
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _left_out(cls, targets: Any) -> Any:
-        """A target that a file above sets to null is none."""
-        if not isinstance(targets, dict):
-            return targets
-        return {name: target for name, target in targets.items() if target is not None}
 
     @cached_property
     def cells(self) -> dict[str, Cell]:

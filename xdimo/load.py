@@ -62,9 +62,10 @@ def load(files: str | Path | Sequence[str | Path], over: Mapping[str, Any] | Non
     paths = [files] if isinstance(files, str | Path) else list(files)
     value: dict[str, Any] = {}
     for path in paths:
-        value = _merged(value, read_yaml(path))
+        with naming(path):
+            value = _laid_over(value, read_yaml(path))
     with naming(" + ".join(map(str, paths))):
-        bench = parse(Bench, _merged(value, over or {}))
+        bench = parse(Bench, _laid_over(value, over or {}))
         check(bench, load_hardware(bench.hardware))
     return bench
 
@@ -94,6 +95,26 @@ def naming(files: str | Path) -> Iterator[None]:
     except UserError as error:
         named = re.match(r"\S+\.(ya?ml|json): ", str(error))
         raise UserError(str(error) if named else f"{files}: {error}") from None
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, values of ``above`` going first; a target that it sets to null is left out.
+
+    Raises UserError where ``below`` has no target of that name.
+    """
+    merged = _merged(below, above)
+    targets = merged.get("targets")
+    if isinstance(targets, Mapping):
+        known = below.get("targets")
+        names = [str(name) for name in known] if isinstance(known, Mapping) else []
+        for name, target in targets.items():
+            if target is None and name not in names:
+                raise UserError(
+                    f"targets.{name}: null leaves out a target of the file below; "
+                    f"allowed: {', '.join(names) or 'none, there is no such file'}"
+                )
+        merged["targets"] = {n: target for n, target in targets.items() if target is not None}
+    return merged
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

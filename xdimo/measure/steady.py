@@ -19,7 +19,7 @@ CHANCE = 1e-4
 TOLERANCE = 0.02
 # In a short window tau is so uncertain that Student's t, left with one degree of freedom or two,
 # would hold a jump of 25 standard errors for chance. With 4 it takes 13 to be a change.
-FEWEST_FREEDOM = 4.0
+FEWEST_DEGREES = 4.0
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,6 @@ def _judged(
     error = noise.standard_error(per_value)
     if error == 0:
         return Change(what, share, at)
-    freedom = max(FEWEST_FREEDOM, noise.freedom - 1)
+    freedom = max(FEWEST_DEGREES, noise.freedom - 1)
     chance = 2 * float(stdtr(freedom, -abs(difference) / error))
     return Change(what, share, at) if chance < CHANCE else None

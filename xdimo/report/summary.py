@@ -77,12 +77,12 @@ def _document(view: Survey, past: list[claims.Row], config_path: str, words: Wor
     behind = [*(bench.baseline_cell(name).name for name in bench.targets), bench.baseline]
     baselines = [view.cells[name] for name in dict.fromkeys(behind)]
     planned = len(bench.cells) * bench.train.repeats
-    done, twins = _done(view, bench.cells), _done(view, bench.twins)
+    done, by_name = _done(view, bench.cells), _done(view, bench.twins)
     parts = [
         *([words("demo")] if bench.demo else []),
         f"# {bench.title}",
         words("campaign", campaign=bench.campaign, done=done, runs=planned),
-        *([words("campaign_twins", done=twins)] if twins else []),
+        *([words("campaign_twins", done=by_name)] if by_name else []),
         words("other_language"),
         f"## {words('main')}",
         tables.main_table(view, words).markdown(words),
