@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import records
+from matplotlib.colors import to_rgba
 
 from tests.conftest import ROOT
 from xdimo.load import load
@@ -12,7 +13,7 @@ from xdimo.report import plots
 from xdimo.report.bars import bars
 from xdimo.report.cells import survey
 from xdimo.report.lines import step_times
-from xdimo.report.look import DASHES, HATCHES, MARKERS, look
+from xdimo.report.look import DASHES, GREY, HATCHES, LIGHT_GREY, MARKERS, look
 from xdimo.report.roofline import roofline
 from xdimo.report.words import Words
 
@@ -90,6 +91,23 @@ def test_without_the_baseline_a_speedup_waits(bench):
     view = survey(bench.model_copy(update={"baseline": "gpu_pro6000-bs1"}), HARDWARE)
     axes = bars(view, "speedup", EN).axes[0]
     assert not axes.patches and texts(axes).count("waits for gpu_pro6000-bs1") == 2
+
+
+def test_a_measured_twin_is_drawn_after_its_target_s_cells(bench):
+    fast = bench.model_copy(
+        update={"train": bench.train.model_copy(update={"implementation": "dense"})}
+    )
+    records.write_run(fast, "gpu_h200-bs1-online-r1", step_s=0.2)
+    records.write_run(fast, "gpu_h200-bs4-reference-r1", step_s=0.3)
+    view = survey(fast, HARDWARE)
+    axes = bars(view, "throughput", EN).axes[0]
+    names = [tick.get_text() for tick in axes.get_yticklabels()]
+    twins = ["gpu_h200-bs1-online", "gpu_h200-bs4-reference"]
+    place = names.index("gpu_h200-bs4") + 1
+    assert names[place : place + 2] == twins and len(names) == len(fast.cells) + 2
+    greys = [to_rgba(LIGHT_GREY), to_rgba(GREY)]
+    assert [bar.get_facecolor() for bar in axes.patches][-2:] == greys
+    assert legend(step_times(view, EN).axes[1]) == ["bs4-reference", "bs1-online", "bs1"]
 
 
 def test_step_times_are_the_median_runs(bench):

@@ -83,7 +83,7 @@ def _scaled(cell: CellState, scale: float, label: str, mark: float | None = None
 def bars(view: Survey, name: str, words: Words) -> "Figure":
     """A horizontal bar a cell, grouped by target; a cell without a figure is a labelled gap."""
     of = {"speedup": speedup, "throughput": throughput, "mfu": mfu, "memory": memory}[name]
-    cells = [cell for target in view.bench.targets for cell in view.variants(target)]
+    cells = [cell for target in view.bench.targets for cell in view.drawn(target)]
     places = _places(cells)
     shown = [of(view, cell, words) for cell in cells]
     widest = max((bar.end for bar in shown if bar), default=1.0)

@@ -90,6 +90,11 @@ class Survey:
         """The target's cells in the matrix, twins apart."""
         return [self.cells[c.name] for c in self.bench.cells.values() if c.target == target]
 
+    def drawn(self, target: str) -> list[CellState]:
+        """The target's cells in the matrix, then its measured twins: what a plot has."""
+        twins = [self.cells[c.name] for c in self.bench.twins.values() if c.target == target]
+        return self.variants(target) + [cell for cell in twins if cell.metrics]
+
     def best(self, target: str) -> CellState | None:
         """The variant with the most samples/s among those measured."""
         measured = [cell for cell in self.variants(target) if cell.metrics]

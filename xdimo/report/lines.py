@@ -19,7 +19,7 @@ def step_times(view: Survey, words: Words) -> "Figure":
     figure = canvas(1.2 + 1.9 * len(targets))
     panels = figure.subplots(len(targets), 1, sharex=True, squeeze=False)[:, 0]
     for target, axes in zip(targets, panels, strict=True):
-        drawn = [_line(view, axes, cell) for cell in view.variants(target)]
+        drawn = [_line(view, axes, cell) for cell in view.drawn(target)]
         axes.set_title(target, loc="left", fontsize=10)
         axes.set_ylabel(words("axis_step_ms"))
         if any(drawn):
@@ -57,6 +57,6 @@ def _line(view: Survey, axes: "Axes", cell: CellState) -> bool:
         markersize=5,
         markeredgecolor="black",
         markevery=(variant * len(steps) // 24, max(1, len(steps) // 12)),
-        label=f"bs{cell.cell.clips_per_gpu}",
+        label=cell.cell.name.removeprefix(f"{cell.cell.target}-"),
     )
     return True

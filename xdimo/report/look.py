@@ -9,12 +9,13 @@ from xdimo.report.words import Words
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe-Ito: told apart by colour-blind readers. A target has a colour, a batch a hatch or a dash.
+# Okabe-Ito: told apart by colour-blind readers. A target has a colour, a batch a hatch or a dash; a
+# twin is grey, darker in the reference implementation.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "---")
 DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
-GREY = "#5A5A5A"
+GREY, LIGHT_GREY = "#5A5A5A", "#BBBBBB"
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -39,8 +40,10 @@ def canvas(height: float) -> "Figure":
 
 def look(view: Survey, cell: CellState) -> tuple[str, int]:
     """Colour of the cell's target, index of its variant among those of all targets."""
-    target = cell.cell.target
+    target, name = cell.cell.target, cell.cell.name
     colour = COLOURS[list(view.bench.targets).index(target) % len(COLOURS)]
+    if name in view.bench.twins:
+        colour = LIGHT_GREY if cell.cell.mode != view.bench.latents.mode else GREY
     batches = {each for target in view.bench.targets.values() for each in target.variants}
     return colour, sorted(batches).index(cell.cell.clips_per_gpu)
 

@@ -25,7 +25,7 @@ def roofline(view: Survey, words: Words) -> "Figure":
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_ylabel(words("axis_tflops"))
-        cells = [cell for cell in view.variants(target) if _calibrated(cell)]
+        cells = [cell for cell in view.drawn(target) if _calibrated(cell)]
         # Its products of most rows; in older records a host launched smaller ones too slowly.
         roof = max(cells, key=lambda cell: cell.cell.clips_per_gpu, default=None)
         title = words("roofs_of", target=target, cell=roof.cell.name) if roof else target
