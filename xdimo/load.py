@@ -62,8 +62,9 @@ def load(files: str | Path | Sequence[str | Path], over: Mapping[str, Any] | Non
     paths = [files] if isinstance(files, str | Path) else list(files)
     value: dict[str, Any] = {}
     for path in paths:
+        above = read_yaml(path)
         with naming(path):
-            value = _laid_over(value, read_yaml(path))
+            value = _laid_over(value, above)
     with naming(" + ".join(map(str, paths))):
         bench = parse(Bench, _laid_over(value, over or {}))
         check(bench, load_hardware(bench.hardware))

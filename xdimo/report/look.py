@@ -39,7 +39,7 @@ def canvas(height: float) -> "Figure":
 
 
 def look(view: Survey, cell: CellState) -> tuple[str, int]:
-    """Colour of the cell's target, index of its variant among those of all targets."""
+    """Colour of the cell's target or twin, index of its variant among those of all targets."""
     target, name = cell.cell.target, cell.cell.name
     colour = COLOURS[list(view.bench.targets).index(target) % len(COLOURS)]
     if name in view.bench.twins:
