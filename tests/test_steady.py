@@ -98,6 +98,14 @@ def test_no_step_before_a_shift_counts_as_steady(left):
     assert (told["steady_from_step"] is None) == (left < 20)
 
 
+def test_one_slow_step_at_the_begin_is_no_run_in():
+    step_s = series.plain(np.random.default_rng(5), timed=60)
+    step_s[50] *= 1.45  # not enough for a stall
+    assert figures(series.Series(step_s, None))["unsteady"] is None
+    step_s[50:55] *= 1.2
+    assert figures(series.Series(step_s, None))["unsteady"]
+
+
 def test_every_class_of_step_is_told_apart():
     steps = series.log_of(series.Series(series.plain(np.random.default_rng(1)), None)).steps
     steps.loc[12, "kind"] = "capture"

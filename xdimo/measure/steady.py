@@ -95,9 +95,12 @@ def _trend(series: NDArray[np.float64]) -> Change | None:
 
 
 def _run_in(series: NDArray[np.float64]) -> Change | None:
-    """The first tenth against the last half, whose scatter alone is used (J. Geweke, 1992)."""
+    """The first tenth against the last half, whose scatter alone is used (J. Geweke, 1992).
+
+    The slowest step of that tenth is left out: one alone is no run-in.
+    """
     n = len(series)
-    first, last = series[: n // 10], series[n // 2 :]
+    first, last = np.sort(series[: n // 10])[:-1], series[n // 2 :]
     excess = float(first.mean() - last.mean())
     return _judged(
         "run-in", series, excess, last - last.mean(), 1 / len(first) + 1 / len(last), None
