@@ -18,7 +18,7 @@ from xdimo.data import latents, manifest
 from xdimo.errors import UserError
 from xdimo.model.latte import Block
 from xdimo.spec import RunSpec, latents_plan, plan, resolve, vae_spec
-from xdimo.train import step, telemetry
+from xdimo.train import meter, step, telemetry
 from xdimo.train.failure import LossNotFinite
 from xdimo.train.loop import train
 
@@ -126,6 +126,33 @@ def test_record(run_once: Train) -> None:
     assert len(header["devices"]) == 1
     assert memory["device_gib"] is None
     assert memory["host_peak_gib"] > 0
+
+
+def test_the_window_begins_behind_a_step_and_not_with_a_wait_for_the_device(
+    run_once: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a synchronisation a GPU is idle until the host has launched a step: no timed one."""
+    taken, waited_at = 0, []
+    take, together = step.Step.__call__, meter.Clock.together
+
+    def counted(self: step.Step, *arguments: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        time.sleep(1.0 if taken == 2 else 0)  # the last warm-up step is no part of the window
+        return take(self, *arguments)
+
+    def noted(self: meter.Clock) -> None:
+        waited_at.append(taken)
+        together(self)
+
+    monkeypatch.setattr(step.Step, "__call__", counted)
+    monkeypatch.setattr(meter.Clock, "together", noted)
+    log = run_once("out", calibrate=False, steps__profiled=0)
+    assert waited_at == [0, 1, 6]  # before the first step and the last warm-up step, and at the end
+    (window,) = named(log, "window")
+    timed = sum(line["step_s"] for line in steps(log)[2:])
+    assert timed <= window["wall_s"] < timed + 0.5
+    assert log[0]["schema"] == 2
 
 
 def test_calibration_ledger_and_proof(run_once: Train) -> None:

@@ -59,7 +59,7 @@ class Effective(Fact):
 
 class Header(Fact):
     event: Literal["header"]
-    schema_version: Literal[1] = Field(alias="schema")
+    schema_version: Literal[1, 2] = Field(alias="schema")
     spec: str
     run: str
     attempt: int | None  # None: a folder whose name is no number

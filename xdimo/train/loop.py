@@ -113,7 +113,7 @@ def _steps(
     take_step = stepper(spec, state, wrapped, diffusion, vae)
     clock = meter.Clock(device)
     timer = meter.StepMeter(clock)
-    window_start = None
+    window_start = None  # a mark
 
     gpus = group.everyone(group.device_name(device))
     settings = effective.at_start(spec, model, device)
@@ -123,11 +123,15 @@ def _steps(
     progress = tqdm(total=last, initial=done, unit="step", disable=rank != 0, mininterval=1)
     for step in range(done + 1, last + 1):
         timed = step > spec.steps.warmup
-        if step in (done + 1, spec.steps.warmup + 1):
-            clock.together()  # every rank enters the window at once, its device idle
-            if step == spec.steps.warmup + 1:
-                window_start = time.monotonic()
+        if step in (done + 1, spec.steps.warmup):
+            # Every rank at once, its device idle. It is the last warm-up step that then waits for
+            # its own launch; the first timed one, like all others, finds the device at work.
+            clock.together()
+            entered_s = time.monotonic()
             timer.start()
+            entered = timer.last
+        if step == spec.steps.warmup + 1:
+            window_start = timer.last
 
         # data
         waited = time.perf_counter()
@@ -155,15 +159,16 @@ def _steps(
 
     clock.together()  # the one synchronisation at the window's far edge
     if window_start is not None:
-        window_end = time.monotonic()
+        end_s = time.monotonic()
+        start_s = entered_s + clock.seconds(entered, window_start)
         record.write(
             "window",
             phase="timed",
             first_step=spec.steps.warmup + 1,
             last_step=last,
-            wall_s=window_end - window_start,
+            wall_s=end_s - start_s,
         )
-        for sample in telemetry.within(folder / telemetry.FILE, window_start, window_end):
+        for sample in telemetry.within(folder / telemetry.FILE, start_s, end_s):
             record.write("telemetry", **sample)
     _log_steps(record, timer.finished(wait=True), progress)
     progress.close()

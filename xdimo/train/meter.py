@@ -61,19 +61,19 @@ class StepMeter:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self._pending: deque[_Step] = deque()
-        self._last: Any = None
+        self.last: Any = None  # where the last step ended and the next one begins
 
     def start(self) -> None:
         """The next step begins here (not where the one before ended)."""
-        self._last = self.clock.mark()
+        self.last = self.clock.mark()
 
     def step(self, fields: dict[str, Any], loss: Tensor, grad_norm: Tensor) -> None:
         """A step ended: it lasted from the mark before to this one."""
         end = self.clock.mark()
         values = torch.stack([loss.detach().float(), grad_norm.detach().float()])
         values = values.to("cpu", non_blocking=self.clock.cuda)
-        self._pending.append(_Step(fields, self._last, end, values, self.clock.mark()))
-        self._last = end
+        self._pending.append(_Step(fields, self.last, end, values, self.clock.mark()))
+        self.last = end
 
     def finished(self, wait: bool = False) -> list[dict[str, Any]]:
         """Steps the device has completed since the last call, in order; ``wait`` for all."""

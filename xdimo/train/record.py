@@ -6,7 +6,9 @@ calibration  when (before or after the steps), rank, TFLOP/s of a large product 
 step         step, phase (warmup or timed), step_s, data_wait_s, loss, grad_norm, lr, epoch, kind
              (eager, capture or replay); loss is rank 0's own, grad_norm of the averaged gradient
 checkpoint   step, seconds it took: they lie in the next step's time
-window       the timed steps: first_step, last_step, wall_s between two device synchronisations
+window       the timed steps: first_step, last_step, wall_s from the end of the last warm-up step
+             to the synchronisation after the last timed one (schema 1: between two
+             synchronisations, so that the first timed step began on an idle device)
 telemetry    one a card and sample of the window: t_s since its start, clocks, power, temperature,
              what holds the clock down, uncorrected ECC errors since the driver came up, processes
              that are not the run's, memory in use before it, other cards of the host at work, its
@@ -18,6 +20,8 @@ effective    settings once more, with what only the steps could show: gpus, matm
              FLOPs), matmul_flops (shares by type), compiled, captured, checkpointing; null: not
              seen
 footer       steps, wall_s: nothing follows
+
+The header's schema also chooses the rules by which xdimo.measure.steady judges the steps.
 """
 
 import json
@@ -25,7 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Record:
