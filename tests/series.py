@@ -13,6 +13,7 @@ from scipy.signal import lfilter
 
 from xdimo.measure.events import Checkpoint, Footer, Window
 from xdimo.measure.records import Log
+from xdimo.measure.steady import NEWEST
 
 STEP_S = 0.05
 NOISE = 0.01  # of a step
@@ -86,6 +87,23 @@ def one_stall(random: Random) -> Series:
     return Series(steps, STEP_S + stall / TIMED)
 
 
+def slow_near_an_end(random: Random, noise: float = 0.002, timed: int = TIMED) -> Series:
+    """One of the first or last ten steps takes 30 % longer; noise 0.2 %. Truth: it is in."""
+    steps = STEP_S * (1 + noise * random.normal(size=WARMUP + timed))
+    steps[WARMUP + random.integers(-10, 10) % timed] *= 1.3
+    return Series(steps, STEP_S * (1 + 0.3 / timed))
+
+
+def busy(random: Random) -> Series:
+    """Two cores that others use too, 60 steps: noise 10 %, lognormal, neighbours alike (0.3), and
+    one step in twenty up to twice as long. Truth: the mean of all that.
+    """
+    n = WARMUP + 60
+    steps = STEP_S * np.exp(0.1 * noise(random, n, 0.3))
+    steps *= np.where(random.random(n) < 0.05, random.uniform(1, 2, n), 1)
+    return Series(steps, STEP_S * float(np.exp(0.1**2 / 2)) * (1 + 0.05 * 0.5))
+
+
 def checkpoints(random: Random) -> Series:
     """After every 100 steps 1 s of writing, in the next step's time. Truth: they are in."""
     steps, written = plain(random), (100, 200, 300)
@@ -145,6 +163,53 @@ def few_steps(random: Random) -> Series:
     return Series(plain(random, timed=40), STEP_S)
 
 
+def rarely_slow(random: Random, share: float) -> Series:
+    """This share of the steps takes 3 times as long. Truth: the mean in the long run."""
+    steps = plain(random)
+    return Series(
+        np.where(random.random(len(steps)) < share, 3, 1) * steps, STEP_S * (1 + 2 * share)
+    )
+
+
+def slow_once_in_50(random: Random) -> Series:
+    return rarely_slow(random, 0.02)
+
+
+def slow_once_in_100(random: Random) -> Series:
+    return rarely_slow(random, 0.01)
+
+
+def slow_once_in_300(random: Random) -> Series:
+    return rarely_slow(random, 1 / 300)
+
+
+def lognormal(random: Random) -> Series:
+    """The logarithm of a step has the standard deviation 1. Truth: the mean in the long run."""
+    return Series(
+        STEP_S * random.lognormal(sigma=1, size=WARMUP + TIMED), STEP_S * float(np.exp(0.5))
+    )
+
+
+def pareto(random: Random) -> Series:
+    """Longer than s with probability s^-2.5. Truth: the mean in the long run."""
+    return Series(STEP_S * (1 + random.pareto(2.5, size=WARMUP + TIMED)), STEP_S * 2.5 / 1.5)
+
+
+def changing(random: Random, what: str, size: float, noise: float) -> Series:
+    """Slower by ``size``: ``drift`` over the window, ``shift`` in its second half, ``hump`` in its
+    middle third. Truth: the mean of this window, which is neither of its ends.
+    """
+    place = (np.arange(-WARMUP, TIMED) + 0.5) / TIMED
+    parts = {
+        "drift": np.clip(place, 0, 1),
+        "shift": place > 1 / 2,
+        "hump": abs(place - 1 / 2) < 1 / 6,
+    }
+    levels = STEP_S * (1 + size * parts[what])
+    steps = levels * (1 + noise * random.normal(size=len(levels)))
+    return Series(steps, float(levels[WARMUP:].mean()))
+
+
 KINDS: tuple[Callable[[Random], Series], ...] = (
     independent,
     alike,
@@ -153,6 +218,8 @@ KINDS: tuple[Callable[[Random], Series], ...] = (
     two_modes,
     two_moods,
     one_stall,
+    slow_near_an_end,
+    busy,
     checkpoints,
     warm_up,
     run_in,
@@ -163,7 +230,17 @@ KINDS: tuple[Callable[[Random], Series], ...] = (
 )
 
 
-def log_of(series: Series) -> Log:
+# What one window cannot tell of the long run: their intervals hold it less often.
+RARE: tuple[Callable[[Random], Series], ...] = (
+    slow_once_in_50,
+    slow_once_in_100,
+    slow_once_in_300,
+    lognormal,
+    pareto,
+)
+
+
+def log_of(series: Series, schema: int = NEWEST) -> Log:
     """The log of a run that had these step times and nothing between them."""
     n, warmup = len(series.step_s), series.warmup
     steps = pd.DataFrame(
@@ -192,4 +269,5 @@ def log_of(series: Series) -> Log:
         checkpoints=tuple(
             Checkpoint(event="checkpoint", step=step, seconds=1.0) for step in series.checkpoints
         ),
+        schema=schema,
     )

@@ -58,8 +58,8 @@ class Scatter:
 def mean(series: NDArray[np.float64]) -> Mean:
     """The mean of ``series`` (in the order of time), with its interval where it can have one."""
     n, middle = len(series), float(np.mean(series))
-    if n < 2:
-        return Mean(n, middle, 1.0, None)
+    if n < 2 or np.ptp(series) == 0:  # rounding would be taken for neighbours that are alike
+        return Mean(n, middle, 1.0, None if n < FEWEST_STEPS else 0.0)
     spread = scatter(series - middle)
     half = float(stdtrit(spread.freedom, 0.975)) * spread.standard_error(1 / n)
     short = n < FEWEST_STEPS or half > WIDEST * middle

@@ -23,6 +23,7 @@ from xdimo.measure.events import (
     Window,
 )
 from xdimo.measure.rules import Case, Finding, findings
+from xdimo.measure.steady import NEWEST
 from xdimo.outcome import ANSWERS
 from xdimo.spec import RunSpec, read_spec
 
@@ -45,6 +46,7 @@ class Log:
     calibrations: tuple[Calibration, ...] = ()
     telemetry: tuple[Telemetry, ...] = ()
     ledger: Ledger | None = None
+    schema: int = NEWEST
 
 
 @dataclass(frozen=True)
@@ -173,9 +175,10 @@ def _gather(case: Case) -> Log:
     assert case.log_path is not None
     steps = [step for _, step in case.of(Step)]
     table = pd.DataFrame({name: [getattr(step, name) for step in steps] for name in _COLUMNS})
+    header = case.last(Header)
     return Log(
         path=case.log_path,
-        header=case.last(Header),
+        header=header,
         steps=table,
         window=case.last(Window),
         memory=tuple(memory for _, memory in case.of(Memory)),
@@ -184,6 +187,7 @@ def _gather(case: Case) -> Log:
         calibrations=tuple(calibration for _, calibration in case.of(Calibration)),
         telemetry=tuple(sample for _, sample in case.of(Telemetry)),
         ledger=case.last(Ledger),
+        schema=header.schema_version if header else NEWEST,
     )
 
 

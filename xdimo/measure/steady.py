@@ -2,8 +2,7 @@
 
 Steady: no change of level, no trend and no run-in that is both more than chance (p < 10^-4, with
 the noise's autocorrelation) and more than 2 % of the mean step. Smaller ones are let through, and
-larger ones that the noise hides: where it allows 2 % to be seen, the window's mean is within 1 % of
-either end; where it does not, the interval is wide.
+larger ones that the noise hides; benchmarks/coverage.py counts how many.
 """
 
 from dataclasses import dataclass
@@ -23,20 +22,36 @@ FEWEST_DEGREES = 4.0
 
 
 @dataclass(frozen=True)
+class Rules:
+    """How a shift is judged."""
+
+    lone_step: bool  # one step far from the others may make a shift
+    of_mean: bool  # its share is of the mean step; otherwise of the level before it
+
+
+# By the schema of the log: a record keeps the verdict that it had when it was measured.
+RULES = {
+    1: Rules(lone_step=True, of_mean=True),
+    2: Rules(lone_step=False, of_mean=False),
+}
+NEWEST = max(RULES)
+
+
+@dataclass(frozen=True)
 class Change:
     what: str  # shift, trend or run-in
-    share: float  # of the mean step, signed
+    share: float  # of the level before a shift, else of the mean step; signed
     at: int | None  # index of the first value after a shift
 
 
-def change(series: NDArray[np.float64]) -> Change | None:
+def change(series: NDArray[np.float64], rules: Rules = RULES[NEWEST]) -> Change | None:
     """The first of the three kinds of change that ``series`` (step times in order) shows."""
     if len(series) < FEWEST_STEPS:
         return None
-    return next((found for test in (_shift, _trend, _run_in) if (found := test(series))), None)
+    return _shift(series, rules) or _trend(series) or _run_in(series)
 
 
-def steady_from(series: NDArray[np.float64]) -> int | None:
+def steady_from(series: NDArray[np.float64], rules: Rules = RULES[NEWEST]) -> int | None:
     """Index from which ``series`` is steady to its end; None where its last quarter is not, or too
     few values are left to tell.
 
@@ -45,13 +60,13 @@ def steady_from(series: NDArray[np.float64]) -> int | None:
     n = len(series)
     stride = max(1, n // 20)
     starts = range(0, min(3 * n // 4, n - FEWEST_STEPS) + 1, stride)
-    start = next((first for first in starts if change(series[first:]) is None), None)
+    start = next((first for first in starts if change(series[first:], rules) is None), None)
     if not start:
         return start
     unsteady = start - stride
     while start - unsteady > 1:
         middle = (unsteady + start) // 2
-        if change(series[middle:]) is None:
+        if change(series[middle:], rules) is None:
             start = middle
         else:
             unsteady = middle
@@ -71,18 +86,34 @@ def warm_from(series: NDArray[np.float64], first: int) -> int:
     return int(unlike[-1]) + 1 if len(unlike) else 0
 
 
-def _shift(series: NDArray[np.float64]) -> Change | None:
-    """One change of level, wherever it explains most."""
+def _shift(series: NDArray[np.float64], rules: Rules) -> Change | None:
+    """One change of level, wherever it explains most.
+
+    It must be there without the farthest step of its shorter side too: one alone is no shift.
+    """
     n = len(series)
     edge = max(5, n // 30)
     count = np.arange(edge, n - edge + 1)
     total = np.cumsum(series)
     before = total[count - 1] / count
     after = (total[-1] - total[count - 1]) / (n - count)
-    best = int(np.argmax(count * (n - count) * (after - before) ** 2))
-    at, step = int(count[best]), float(after[best] - before[best])
-    residual = series - np.where(np.arange(n) < at, before[best], after[best])
-    return _judged("shift", series, step, residual, 1 / at + 1 / (n - at), at)
+    at = int(count[np.argmax(count * (n - count) * (after - before) ** 2)])
+    found = _split(series, at, rules)
+    if found is None or rules.lone_step:
+        return found
+    shorter, longer = sorted((range(at), range(at, n)), key=len)
+    level = series[longer].mean()
+    far = max(shorter, key=lambda place: abs(series[place] - level))
+    return found if _split(np.delete(series, far), at - (far < at), rules) else None
+
+
+def _split(series: NDArray[np.float64], at: int, rules: Rules) -> Change | None:
+    """A shift whose first value is ``series[at]``."""
+    n, total = len(series), np.cumsum(series)
+    before, after = float(total[at - 1] / at), float((total[-1] - total[at - 1]) / (n - at))
+    residual = series - np.where(np.arange(n) < at, before, after)
+    level = float(series.mean()) if rules.of_mean else before
+    return _judged("shift", level, after - before, residual, 1 / at + 1 / (n - at), at)
 
 
 def _trend(series: NDArray[np.float64]) -> Change | None:
@@ -91,7 +122,7 @@ def _trend(series: NDArray[np.float64]) -> Change | None:
     place = (np.arange(n) - (n - 1) / 2) / n
     rise = float(place @ series / (place @ place))
     residual = series - series.mean() - rise * place
-    return _judged("trend", series, rise, residual, 1 / float(place @ place), None)
+    return _judged("trend", float(series.mean()), rise, residual, 1 / float(place @ place), None)
 
 
 def _run_in(series: NDArray[np.float64]) -> Change | None:
@@ -102,20 +133,19 @@ def _run_in(series: NDArray[np.float64]) -> Change | None:
     n = len(series)
     first, last = np.sort(series[: n // 10])[:-1], series[n // 2 :]
     excess = float(first.mean() - last.mean())
-    return _judged(
-        "run-in", series, excess, last - last.mean(), 1 / len(first) + 1 / len(last), None
-    )
+    per_value = 1 / len(first) + 1 / len(last)
+    return _judged("run-in", float(series.mean()), excess, last - last.mean(), per_value, None)
 
 
 def _judged(
     what: str,
-    series: NDArray[np.float64],
+    level: float,
     difference: float,
     residual: NDArray[np.float64],
     per_value: float,
     at: int | None,
 ) -> Change | None:
-    share = difference / float(series.mean())
+    share = difference / level
     if abs(share) <= TOLERANCE:
         return None
     noise = scatter(residual)

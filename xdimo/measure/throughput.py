@@ -27,13 +27,14 @@ def throughput(log: Log, global_batch: int, tokens_per_clip: int) -> dict[str, A
     number, step_s = log.steps["step"].to_numpy(), log.steps["step_s"].to_numpy()
     timed = (log.steps["phase"] == "timed").to_numpy()
     regular = kinds == "regular"
-    change = steady.change(step_s[regular])
+    rules = steady.RULES[log.schema]
+    change = steady.change(step_s[regular], rules)
     figures: dict[str, Any] = {
         "timed_steps": window.steps,
         "window_s": window.wall_s,
         "total_s": log.footer.wall_s,
         "global_batch": global_batch,
-        "unsteady": _unsteady(change, number[regular], step_s[regular]) if change else None,
+        "unsteady": change and _unsteady(change, rules, number[regular], step_s[regular]),
         "steady_from_step": None if change else _warm_from(number, step_s, timed, kinds),
         "steps_per_s": None,
         "samples_per_s": None,
@@ -66,16 +67,34 @@ def _rate(n: int, wall_s: float, regular: Floats, global_batch: int) -> dict[str
         "samples_per_s": rate * global_batch,
         "samples_per_s_ci95": interval,
         "autocorrelation_steps": found.tau,
-        "window_too_short": None if interval else {"n": found.n, "tau": found.tau},
+        "window_too_short": None
+        if interval
+        else {"n": found.n, "tau": found.tau, **_long(regular)},
     }
 
 
-def _unsteady(change: steady.Change, number: Numbers, step_s: Floats) -> dict[str, Any]:
+def _long(regular: Floats) -> dict[str, Any]:
+    """The few slow steps (2 %, or 2) without which there would be an interval: how many they are,
+    and their share of the time.
+    """
+    slowest = np.argsort(regular)[::-1]
+    for count in range(1, max(2, len(regular) // 50) + 1):
+        others = regular.copy()
+        others[slowest[:count]] = np.median(regular)
+        if not mean(others).too_short:
+            share = float(regular[slowest[:count]].sum() / regular.sum())
+            return {"long_steps": count, "long_share": share}
+    return {}
+
+
+def _unsteady(
+    change: steady.Change, rules: steady.Rules, number: Numbers, step_s: Floats
+) -> dict[str, Any]:
     """What changed, from which step, and how many of the regular steps are steady at the end, after
     a shift at the earliest.
     """
     after = change.at or 0
-    found = steady.steady_from(step_s[after:])
+    found = steady.steady_from(step_s[after:], rules)
     start = None if found is None else after + found
     return {
         "change": change.what,

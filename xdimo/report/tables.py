@@ -318,6 +318,9 @@ def _interval(metrics: dict[str, Any], words: Words) -> str:
     interval, short = metrics["samples_per_s_ci95"], metrics["window_too_short"]
     if interval:
         return figures.interval(interval[0], interval[1], words)
+    if count := short.get("long_steps"):
+        share = figures.percent(short["long_share"], words)
+        return words("long_steps", count=count, n=short["n"], share=share)
     return words("too_short", n=short["n"], tau=f"{short['tau']:.1f}")
 
 

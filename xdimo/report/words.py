@@ -198,6 +198,10 @@ WORDS: dict[str, tuple[str, str]] = {
         "window too short: n = {n}, autocorrelation time {tau} steps",
         "窗口太短：n = {n}，自相关时间 {tau} 步",
     ),
+    "long_steps": (
+        "no interval: {count} of {n} steps take {share} of the time",
+        "无区间：{count} 步（共 {n} 步）占用了 {share} 的时间",
+    ),
     "steps_per_s": ("Steps/s", "步/秒"),
     "command": ("Command", "命令"),
     "mode": ("Data mode", "数据模式"),
