@@ -1,5 +1,6 @@
 """Claims explained: the two historical rows, and one planted mistake of each kind."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -214,9 +215,185 @@ def test_older_lines_lack_fields_and_name_them_otherwise(tmp_path):
     assert textlog.metrics(path, global_batch=8)["samples_per_s"] == pytest.approx(10.4)
 
 
+RATES = "(step=100) Steps/Sec: 3.50 | Samples/s: 28.0 | "
+
+
+@pytest.mark.parametrize(
+    ("fields", "read"),
+    [
+        ("Steps/Sec: 3,50 | Loss: 0,1234", {"steps_per_s": 3.5, "loss": 0.1234}),
+        ("Loss: 0,1500, Steps/Sec: 1,25", {"loss": 0.15, "steps_per_s": 1.25}),
+        ("Train Loss: 0.15 Train Steps/Sec: 1.25", {"loss": 0.15, "steps_per_s": 1.25}),
+        ("Loss: 0.1 | LR: 1e-4 | Val Loss: 0.2 | ETA: 1:02:03", {"loss": 0.1}),
+        ("Loss: 1.5e-3 | GradNorm: inf", {"loss": 0.0015, "grad_norm": float("inf")}),
+        ("Achieved: 1,038.52 TFLOPs/s", {"tflops": 1038.52}),
+        ("Achieved: 1.038,52 TFLOP/s", {"tflops": 1038.52}),
+        ("Achieved: 237000.0 GFLOPs/s", {"tflops": 237.0}),
+        ("Achieved: 0.2370 PFLOPs/s", {"tflops": 237.0}),
+        ("Achieved: 29.6 TFLOPs/s/GPU", {"tflops": 29.6, "per_gpu": True}),
+        ("Achieved: 29.6 TFLOPs/s per GPU", {"tflops": 29.6, "per_gpu": True}),
+        ("MFU: 0.2042", {"mfu_percent": 20.42}),
+        ("MFU: 20.42 %", {"mfu_percent": 20.42}),
+        ("MFU: 0.00% | Achieved: 0.0 TFLOPs/s", {"mfu_percent": None, "tflops": None}),
+        ("Steps/Sec: 0.034", {"steps_per_s": 0.034}),
+    ],
+)
+def test_fields_are_read_as_they_are_written(tmp_path, fields, read):
+    path = tmp_path / "old.log"
+    path.write_text(f"(step=100) {fields}\n")
+    (window,) = textlog.read(path)
+    for key, value in read.items():
+        assert getattr(window, key) == (value if value is None else pytest.approx(value, rel=1e-12))
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        lambda text: text.encode("utf-16"),
+        lambda text: text.encode("utf-16-le"),
+        lambda text: b"\xef\xbb\xbf" + text.encode(),
+        lambda text: gzip.compress(text.encode()),
+        lambda text: text.replace("Steps/Sec: ", "Steps/Sec: \x1b[1;32m").encode(),
+    ],
+    ids=["utf-16", "utf-16 without its mark", "byte order mark", "gz", "colours"],
+)
+def test_a_text_log_is_read_whatever_it_is_packed_in(tmp_path, packed):
+    path = tmp_path / "latte.log"
+    path.write_bytes(packed(LOG.replace("[2026", "(2026")))
+    assert [window.steps_per_s for window in textlog.read(path)] == [2.0, 3.5, 3.5]
+
+
+def test_the_digits_of_the_log_are_its_precision(tmp_path):
+    path = tmp_path / "slow.log"
+    rate = 0.034 * 8 * training_flops(MOE.model, (), **MOE.shape) / 1e12
+    mfu = 100 * rate / 364.2  # 0.067 %
+    line = f"Steps/Sec: 0.034 | Samples/s: 0.27 | Achieved: {rate:.3f} TFLOPs/s | MFU: {mfu:.2f}%"
+    path.write_text(f"(step=100) {line}\n(step=200) {line}\n(step=300) {line}\n")
+    (found,) = collect([path], HARDWARE, card="rtx6000ada", gpus=1)
+    assert (found.steps_per_s.value, found.global_batch) == (0.034, 8)
+    told = explain(found, HARDWARE)
+    assert (told.mistakes, told.unexplained, told.peak.name) == ([], [], "tensor")
+    assert "claimed    0.245 TFLOP/s, MFU 0.07 %" in as_text([found], HARDWARE)
+
+
+@pytest.mark.parametrize(
+    ("text", "half"), [("3.50", 0.005), ("235", 0.5), ("~32", 0.5), ("1.5e-3", 5e-5), ("2e2", 50)]
+)
+def test_half_a_unit_of_the_last_digit_may_be_rounding(text, half):
+    figure = Figure.written(text)
+    assert figure.slack * figure.value == pytest.approx(half)
+
+
+def test_digits_that_allow_several_batches_need_the_option(tmp_path):
+    path = tmp_path / "coarse.log"
+    path.write_text("(step=1) Loss: 1\n(step=100) Steps/Sec: 0.03 | Samples/s: 0.27\n")
+    assert textlog.metrics(path)["global_batch"] is None
+    assert textlog.metrics(path, 8)["global_batch"] == 8
+
+
+def log_of(path: Path, rates: list[float], tera: float = 8.4654, claims: int = -1) -> Path:
+    """Lines of 100 steps at these rates; ``claims``: the one whose TFLOP/s are 3 times too many."""
+    lines = [
+        f"(step={100 * n}) Steps/Sec: {rate:.2f} | Samples/s: {8 * rate:.1f} | "
+        f"Achieved: {rate * 8 * tera * (3 if n == claims else 1):.1f} TFLOPs/s\n"
+        for n, rate in enumerate(rates, start=1)
+    ]
+    path.write_text("".join(lines))
+    return path
+
+
+def test_a_claim_is_held_against_its_own_line_and_the_record_against_its_steady_part(tmp_path):
+    path = log_of(tmp_path / "latte.log", [2.0, 3.5, 3.4, 3.6, 3.5, 3.3])
+    (found,) = collect([path], HARDWARE, card="rtx6000ada", gpus=8)
+    assert found.steps_per_s.value == 3.3 and "line 6" in found.where
+    told = explain(found, HARDWARE)
+    assert told.unexplained == [] and "top-k ignored" in told.mistakes
+    steady = 5 / (1 / 3.5 + 1 / 3.4 + 1 / 3.6 + 1 / 3.5 + 1 / 3.3)
+    assert told.tflops == pytest.approx(tflops(rate=8 * steady))
+
+
+def test_the_last_line_alone_decides_nothing(tmp_path):
+    path = log_of(tmp_path / "latte.log", [2.0, 3.5, 3.5, 3.5, 3.5], claims=5)
+    (found,) = collect([path], HARDWARE, card="rtx6000ada", gpus=8)
+    told = explain(found, HARDWARE)
+    assert "line 4" in found.where and "top-k ignored" in told.mistakes
+    assert told.unexplained == [
+        "line 5: its TFLOP/s are 3 times what the other lines claim at its steps/s"
+    ]
+
+
+def test_a_first_window_that_is_claimed_is_found(tmp_path):
+    path = log_of(tmp_path / "latte.log", [2.0, 3.5, 3.5, 3.5])
+    first, *others = path.read_text().splitlines()
+    path.write_text("\n".join([first, *(line.partition(" | Achieved")[0] for line in others)]))
+    (found,) = collect([path], HARDWARE, card="rtx6000ada", gpus=8)
+    told = explain(found, HARDWARE)
+    assert told.mistakes[0] == "first window counted"
+    assert told.tflops == pytest.approx(tflops(rate=8 * 3.5))
+
+
+def test_a_log_that_never_settles_says_so(tmp_path):
+    path = log_of(tmp_path / "latte.log", [2.0, *[3.5] * 15, *[2.8] * 15])
+    (found,) = collect([path], HARDWARE, card="rtx6000ada", gpus=8)
+    assert "the log never settles: shift of +25.0 % at step 1700" in explain(found, HARDWARE).notes
+
+
+def test_rounding_is_in_the_interval_of_a_text_log(tmp_path):
+    told = textlog.metrics(log_of(tmp_path / "latte.log", [2.0, *[3.5] * 60]))
+    assert told["samples_per_s_ci95"] == pytest.approx([8 * 3.495, 8 * 3.505], rel=1e-4)
+
+
+def test_a_batch_that_the_log_contradicts_is_said(text_log):
+    (found,) = collect([text_log], HARDWARE, card="rtx6000ada", gpus=8, global_batch=16)
+    says = "global batch 16 was given; the log's samples/s and steps/s say 8"
+    assert found.global_batch == 8 and says in as_text([found], HARDWARE)
+    (right,) = collect([text_log], HARDWARE, card="rtx6000ada", gpus=8, global_batch=8)
+    assert right.remarks == ()
+
+
+def test_figures_of_one_gpu_are_taken_times_the_gpus(tmp_path):
+    path = tmp_path / "each.log"
+    path.write_text(RATES + "Achieved: 29.6 TFLOPs/s/GPU | MFU: 32.5%\n")
+    (found,) = collect([path], HARDWARE, card="rtx6000ada", gpus=8)
+    assert found.tflops.value == pytest.approx(8 * 29.6)
+    assert explain(found, HARDWARE).peak.name == "declared"
+    with pytest.raises(UserError, match=r"line 1: Achieved is per GPU; give --gpus"):
+        collect([path], HARDWARE)
+
+
+@pytest.mark.parametrize("mistake", ["top-k ignored", "all experts counted"])
+def test_one_mistake_is_named_where_one_explains(mistake):
+    told = explain(claimed(tflops(mistake)), HARDWARE)
+    assert (told.mistakes, told.unexplained) == ([mistake], [])
+    assert told.chain[-1].flops == training_flops(MOE.model, (), **MOE.shape)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        (RATES + "Achieved: 237.0\n", "line 1: Achieved: '237.0' expected GFLOPs/s, TFLOPs/s"),
+        (RATES + "Achieved: 237.0 MFLOPs/s\n", "'237.0 MFLOPs/s' expected GFLOPs/s"),
+        (RATES + "MFU: 32.5\n", "MFU: '32.5' expected per cent, such as 32.5%, or a share"),
+        (RATES + "MFU: nan%\n", "MFU: 'nan%' is no rate"),
+        ("(step=1) Steps/Sec: nan\n", "Steps/Sec: 'nan' is no rate"),
+        ("(step=1) Steps/Sec: 0.00\n", "Steps/Sec: '0.00' has too few decimals"),
+        ("(step=1) Loss: 1 | Steps/Sec: 3.", "Steps/Sec: '3.' is no number"),
+        ("(step=1) Steps/Sec: -3.5\n", "Steps/Sec: '-3.5' is no rate"),
+        ("(step=1) Steps/Sec: 1,038\n", "Steps/Sec: '1,038' has a comma that may part"),
+        ("(step=1) Steps/Sec: 3.5 min\n", "Steps/Sec: '3.5 min' expected steps/s"),
+        (
+            "(step=1) Loss: 1\n(step=2) Loss: 1 (step=3) Loss: 1\n",
+            "line 2: expected one '(step=...)'",
+        ),
+        (
+            "(step=1) Loss: 1\n(step=1e2) Loss: 1\n",
+            "line 2: expected one '(step=...)' with a whole",
+        ),
+        ("(step=1) Loss: 1 | Loss: 2\n", "line 1: Loss twice"),
+        (
+            RATES + "MFU: 3%\n(step=200) Steps/Sec: 3.50 | Samples/s: 56.0\n",
+            "line 2: 56 samples/s over 3.5 steps/s are 16 clips a step",
+        ),
         ("nothing here\n", "no line such as"),
         ("(step=2) Loss: 1\n(step=1) Loss: 1\n", "line 2: step 1 after step 2"),
         ("(step=2) Loss: 1.2.3\n", "line 1: Loss: '1.2.3' is no number"),
@@ -226,7 +403,7 @@ def test_a_text_log_that_cannot_be_read_is_named(tmp_path, text, says):
     path = tmp_path / "bad.log"
     path.write_text(text)
     with pytest.raises(UserError, match=r"bad\.log") as error:
-        textlog.read(path)
+        textlog.metrics(path)
     assert says in str(error.value)
 
 

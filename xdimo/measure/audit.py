@@ -6,36 +6,14 @@ mistakes win, then the nearest figure. What nothing explains stays unexplained.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import inf
 
 from xdimo.config import Hardware
 from xdimo.measure.claims import TERA, Row, Sample, sample_of
-from xdimo.measure.formulas import MISTAKES, miscounts, training_flops
+from xdimo.measure.figure import Figure
+from xdimo.measure.formulas import CLOSED_FORMS, MISTAKES, miscounts, training_flops
 
 # Peaks that programs put in for any card. TFLOP/s, dense, FP16 with FP32 accumulation, data sheets.
 HABITUAL_PEAKS = {"A100": 312.0, "V100": 125.0}
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A number as it was written: half a unit of its last digit may be rounding."""
-
-    value: float
-    slack: float  # relative
-
-    @classmethod
-    def written(cls, text: str) -> "Figure":
-        digits = text.strip().lstrip("~")
-        decimals = len(digits.partition(".")[2])
-        value = float(digits)
-        return cls(value, abs(0.5 * 10.0**-decimals / value) if value else inf)
-
-    @classmethod
-    def exact(cls, value: float) -> "Figure":
-        return cls(value, 1e-6)
-
-    def matches(self, other: float, slack: float = 0.0) -> bool:
-        return abs(other - self.value) <= (self.slack + slack) * abs(self.value)
 
 
 @dataclass(frozen=True)
@@ -65,6 +43,9 @@ class Claim:
     over: str | None = None
     steady_steps_per_s: float | None = None  # where the series behind the claim is at hand
     all_steps_per_s: float | None = None  # with the first window in
+    of_first_window: bool = False  # its own line is the first of a text log
+    remarks: tuple[str, ...] = ()  # of whoever read it
+    contradictions: tuple[str, ...] = ()  # lines of its log that claim something else
     asked: tuple[str, str] | None = None  # the config's model and the one that ran, where another
 
 
@@ -150,8 +131,8 @@ def peaks(claim: Claim, hardware: Hardware) -> list[Peak]:
 def explain(claim: Claim, hardware: Hardware) -> Explanation:
     """Re-derives the claim's figures and finds the mistakes in it."""
     mistakes: list[str] = []
-    notes: list[str] = []
-    unexplained: list[str] = []
+    notes: list[str] = list(claim.remarks)
+    unexplained: list[str] = list(claim.contradictions)
     known = peaks(claim, hardware)
     steps = _steps(claim, mistakes, notes)
     rate = steps * claim.global_batch if claim.global_batch else None
@@ -208,13 +189,20 @@ def explain(claim: Claim, hardware: Hardware) -> Explanation:
 def _steps(claim: Claim, mistakes: list[str], notes: list[str]) -> float:
     """Steps/s that count: the claim's, or the series' behind it where they differ."""
     steady, everything = claim.steady_steps_per_s, claim.all_steps_per_s
-    if steady is None or claim.steps_per_s.matches(steady):
-        return claim.steps_per_s.value
-    if everything is not None and claim.steps_per_s.matches(everything):
+    own = claim.steps_per_s
+    if steady is not None and own.matches(steady):
+        return own.value
+    if claim.of_first_window:
+        notes.append(f"{own.value:g} steps/s are of the first window, which holds the start")
+    if steady is None:
+        return own.value
+    if claim.of_first_window:
+        mistakes.append("first window counted")
+    elif everything is not None and own.matches(everything):
         mistakes.append("first window counted")
         notes.append(f"{everything:.4g} steps/s with the first window, {steady:.4g} without")
     else:
-        notes.append(f"steps/s: claimed {claim.steps_per_s.value:g}, the record says {steady:.6g}")
+        notes.append(f"steps/s: claimed {own.value:g}, the record says {steady:.6g}")
     return steady
 
 
@@ -242,7 +230,7 @@ def _identify(claim: Claim, known: Sequence[Peak]) -> tuple[tuple[str, ...] | No
         best = min(
             pairs,
             key=lambda one: (
-                len(one[0]) + (one[2].mistake is not None),
+                _count(one[0]) + (one[2].mistake is not None),
                 abs(one[1] / ((claim.gpus or 1) * one[2].tflops) - claim.mfu.value),  # type: ignore[union-attr]
             ),
             default=None,
@@ -254,7 +242,12 @@ def _identify(claim: Claim, known: Sequence[Peak]) -> tuple[tuple[str, ...] | No
 
 def _cost(made: tuple[str, ...], claimed: Figure | None, value: float) -> tuple[int, float]:
     assert claimed is not None
-    return len(made), abs(value - claimed.value)
+    return _count(made), abs(value - claimed.value)
+
+
+def _count(made: tuple[str, ...]) -> int:
+    """Mistakes; who counts by a closed form has the layers alone, which is no mistake more."""
+    return len(made) - ("layers alone" in made and not CLOSED_FORMS.isdisjoint(made))
 
 
 def _peak(claim: Claim, known: Sequence[Peak], tflops: float, slack: float) -> Peak | None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from xdimo.measure import claims, textlog
 from xdimo.measure.audit import (
     Claim,
     Explanation,
-    Figure,
     batch_in_speedup,
     explain,
     of_row,
 )
 from xdimo.measure.claims import Sample
+from xdimo.measure.figure import Figure
 from xdimo.measure.metrics import derive, other_card
 from xdimo.measure.records import check_run, outcome_path, read_run
 from xdimo.measure.rules import DECLARED_IS_EFFECTIVE, Finding
@@ -86,13 +86,29 @@ def _with_series(claim: Claim, row: claims.Row) -> Claim:
         return claim
     if record.suffix == ".jsonl":
         return claim  # its own folder is audited as a run
-    told = textlog.metrics(record)
-    rates = {"steady": told["steps_per_s"], "all": told["all_steps_per_s"]}
-    return _replaced(claim, steady_steps_per_s=rates["steady"], all_steps_per_s=rates["all"])
+    told = textlog.metrics(record, int(row.value["global_batch"] or 0) or None)
+    return replace(
+        claim,
+        steady_steps_per_s=told["steps_per_s"],
+        all_steps_per_s=told["all_steps_per_s"],
+        remarks=_remarks(told, claim.global_batch),
+    )
 
 
-def _replaced(claim: Claim, **changes: Any) -> Claim:
-    return Claim(**{**vars(claim), **changes})
+def _remarks(told: dict[str, Any], batch: float | None) -> tuple[str, ...]:
+    """What a reader must know of a text log; ``batch``: what was given for it."""
+    found = []
+    if batch is not None and told["global_batch"] != batch:
+        says = told["global_batch"] or "another"
+        found.append(
+            f"global batch {batch:g} was given; the log's samples/s and steps/s say {says}"
+        )
+    if change := told["unsteady"]:
+        at = "" if change["at_step"] is None else f" at step {change['at_step']}"
+        found.append(
+            f"the log never settles: {change['change']} of {100 * change['share']:+.1f} %{at}"
+        )
+    return tuple(found)
 
 
 def _of_run(folder: Path, hardware: Hardware) -> Iterator[Claim]:
@@ -131,26 +147,59 @@ def _of_run(folder: Path, hardware: Hardware) -> Iterator[Claim]:
 def _of_text(
     path: Path, card: str | None, gpus: int | None, batch: int | None, sample: Sample
 ) -> Claim:
-    """The last line that says how fast it was, as the format rounds it."""
-    told = textlog.metrics(path, batch)
-    lines = [line for line in textlog.read(path) if line.steps_per_s]
+    """The last line that claims what most lines claim, with the steps/s of that line."""
+    told, windows = textlog.metrics(path, batch), textlog.read(path)
+    lines = [window for window in windows if window.steps_per_s]
     if not lines:
         raise UserError(f"{path}: no line has Steps/Sec")
-    last = next((line for line in reversed(lines) if line.tflops or line.mfu_percent), lines[-1])
-    mfu = Figure.written(f"{last.mfu_percent:.1f}") if last.mfu_percent else None
+    line, contradictions = _typical(lines)
+    where = f"{path} line {line.line}"
+    if line.per_gpu and gpus is None:
+        raise UserError(f"{where}: Achieved is per GPU; give --gpus")
+    steps, flops, mfu = (line.figure(name) for name in ("steps_per_s", "tflops", "mfu_percent"))
+    assert steps is not None
     return Claim(
         name=path.stem,
-        where=f"{path} line {last.line}",
+        where=where,
         source=textlog.SOURCE,
         card=card,
         device=None,
         gpus=gpus,
         global_batch=told["global_batch"],
-        steps_per_s=Figure.written(f"{last.steps_per_s:.2f}"),
+        steps_per_s=steps,
         sample=sample,
-        tflops=Figure.written(f"{last.tflops:.1f}") if last.tflops else None,
-        mfu=Figure(mfu.value / 100, mfu.slack) if mfu else None,
+        tflops=flops.times(gpus or 1) if flops and line.per_gpu else flops,
+        mfu=mfu.times(0.01) if mfu else None,
+        steady_steps_per_s=told["steps_per_s"],
+        of_first_window=line is windows[0],
+        remarks=_remarks(told, batch),
+        contradictions=contradictions,
     )
+
+
+def _typical(lines: list[textlog.Window]) -> tuple[textlog.Window, tuple[str, ...]]:
+    """The last line whose claims are to its steps/s as they are in the median line; and what is
+    claimed by lines of which that is not so.
+    """
+    typical, odd = lines, []
+    for name, unit in (("tflops", "TFLOP/s"), ("mfu_percent", "% MFU")):
+        ratios = {
+            line.line: Figure(claimed.value / steps.value, claimed.slack + steps.slack)
+            for line in lines
+            if (claimed := line.figure(name)) and (steps := line.figure("steps_per_s"))
+        }
+        if not ratios:
+            continue
+        usual = sorted(ratios.values(), key=lambda one: one.value)[len(ratios) // 2]
+        alike = {line for line, ratio in ratios.items() if ratio.matches(usual.value, usual.slack)}
+        typical = [line for line in typical if line.line in alike] or typical
+        odd += [
+            f"line {line}: its {unit} are {ratio.value / usual.value:.3g} times what the other "
+            "lines claim at its steps/s"
+            for line, ratio in ratios.items()
+            if line not in alike
+        ]
+    return typical[-1], tuple(odd)
 
 
 def as_text(found: list[Claim], hardware: Hardware) -> str:
