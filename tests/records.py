@@ -114,7 +114,7 @@ def log_lines(
     )
     header = {
         "event": "header",
-        "schema": 1,
+        "schema": 2,
         "spec": spec.hash,
         "run": spec.run,
         "attempt": 1,
