@@ -24,7 +24,8 @@ status=0
 timeout --signal=INT --kill-after=60 "$seconds" \
   snakemake --configfile "${configs[@]}" --keep-going "$@" || status=$?
 
-find results -path '*/runs/*' -type f ! -name '*.pt' ! -name 'output.log' -print0 |
+find results -type f \( -path '*/runs/*' ! -name '*.pt' ! -name output.log \
+  -o -path '*/data/manifest.json' \) -print0 |
   tar -czf "$kept.new" --null --files-from=-
 mv "$kept.new" "$kept"
 measured=$(tar -tzf "$kept" | grep -c 'r[0-9]*/metrics\.json$' || true)
