@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +77,38 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
+
+
+def shorten_sockets() -> None:
+    """Lets this process's children exchange data also where TMPDIR is too long for a socket.
+
+    multiprocessing puts its sockets into the temporary folder, and a socket's path has at most 107
+    bytes: it cannot start a child there, and a loader's workers hang. It then gets another folder;
+    all else stays in TMPDIR. Call it before the first child. Raises UserError.
+    """
+    own = tempfile.gettempdir()
+    for base in (own, "/tmp", "/var/tmp", "/dev/shm"):
+        if not _takes_sockets(base):
+            continue
+        tempfile.tempdir = base
+        try:
+            util.get_temp_dir()  # made once a process, and known to its children
+        finally:
+            tempfile.tempdir = own
+        return
+    raise UserError(
+        f"TMPDIR: {own}: no socket can be made there ({len(os.fsencode(own))} bytes, at most 75), "
+        "nor in /tmp, /var/tmp or /dev/shm; set TMPDIR to a short folder with room"
+    )
+
+
+def _takes_sockets(base: str) -> bool:
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="pymp-", dir=base) as folder,
+            socket.socket(socket.AF_UNIX) as trial,
+        ):
+            trial.bind(f"{folder}/listener-12345678")
+    except OSError:
+        return False
+    return True

@@ -5,10 +5,16 @@ import os
 import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from threading import Lock
 from typing import Any
+
+from xdimo.errors import UserError
+from xdimo.files import shorten_sockets
 
 # A clean server forks the children: no thread or lock of this process is copied into them.
 _CONTEXT = multiprocessing.get_context("forkserver")
+_STARTING = Lock()
 
 
 class ChildFailed(Exception):
@@ -23,14 +29,10 @@ def preload(modules: list[str]) -> None:
 def guarded(function: Callable[..., Any], *arguments: Any, timeout_s: float) -> Any:
     """``function(*arguments)`` from a child process; all of them must pickle.
 
-    Raises what the function raised, or ChildFailed after ``timeout_s`` seconds or a crash.
+    Raises what the function raised, ChildFailed after ``timeout_s`` seconds or a crash, or
+    UserError where no child can be started: that says nothing of what it was to look at.
     """
-    ours, theirs = _CONTEXT.Pipe(duplex=False)
-    child = _CONTEXT.Process(
-        target=_answer, args=(theirs, timeout_s, function, arguments), daemon=True
-    )
-    child.start()
-    theirs.close()
+    child, ours = _started(timeout_s, function, arguments)
     try:
         if not ours.poll(timeout_s):
             raise ChildFailed(f"no answer within {timeout_s:g} s")
@@ -45,6 +47,19 @@ def guarded(function: Callable[..., Any], *arguments: Any, timeout_s: float) -> 
     if not ok:
         raise value
     return value
+
+
+def _started(timeout_s: float, *call: Any) -> tuple[ForkServerProcess, Connection]:
+    try:
+        with _STARTING:
+            shorten_sockets()
+            ours, theirs = _CONTEXT.Pipe(duplex=False)
+            child = _CONTEXT.Process(target=_answer, args=(theirs, timeout_s, *call), daemon=True)
+            child.start()
+    except (OSError, EOFError) as error:
+        raise UserError(f"cannot start a child process: {error or 'its server ended'}") from None
+    theirs.close()
+    return child, ours
 
 
 def _answer(
