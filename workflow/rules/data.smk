@@ -1,6 +1,5 @@
 """Videos -> manifest -> cached latents."""
 
-from xdimo.data.videos import list_videos
 from xdimo.files import canonical
 from xdimo.spec import latents_plan
 
@@ -31,11 +30,12 @@ if FETCHED:
 rule manifest:
     """Probe every video: hash, frames, and the decoder that reads it exactly.
 
-    input: all files in the folder of videos, where there is one
+    input: the fetched videos, and a stamp for whatever lies in the folder of videos
     output: manifest.json, one row a file, with the reason where it is not used
     """
     input:
-        FETCHED or (lambda wildcards: list_videos(BENCH.dataset.videos)),
+        FETCHED,
+        videos_seen,
     output:
         MANIFEST,
     log:

@@ -1,8 +1,30 @@
 """What rules read, as functions of their wildcards."""
 
+from xdimo.data.videos import is_current as manifest_is_current
 from xdimo.spec import choice_path, is_current, plan, require_in_service
 
 CELLS = BENCH.cells | BENCH.twins
+
+
+def videos_seen(wildcards):
+    """A file that counts as new where the videos are not those that the manifest was made from.
+
+    They themselves are no inputs: Snakemake would take their names for patterns and compare times.
+    """
+    stamp = Path(f"{RESULTS}/data/videos.stamp")
+    made_with = {
+        "window": BENCH.clips.window,
+        "decoder": BENCH.dataset.decoder,
+        "expected": BENCH.dataset.expected_videos,
+    }
+    try:
+        current = manifest_is_current(Path(MANIFEST), BENCH.dataset.videos, **made_with)
+    except UserError as error:
+        sys.exit(str(error))
+    if not current or not stamp.exists():
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.touch()
+    return ancient(stamp) if current else stamp
 
 
 def planned(wildcards):

@@ -143,7 +143,7 @@ class OnlineClips(_Clips):
         return self._readers[index]
 
     def _open(self, video: Video) -> Reader:
-        path = self._folder / video.path
+        path = video.file(self._folder)
         try:
             size_bytes = path.stat().st_size
         except OSError as error:

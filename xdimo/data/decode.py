@@ -4,6 +4,7 @@ Where timestamps lie (H.264 with B-frames in AVI) a frame is found by its order 
 the two a video needs, and whether decord may read it, is proved once per video: xdimo.data.probe.
 """
 
+import os
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
@@ -242,8 +243,10 @@ class DecordReader:
 
         self._path, self._error = str(path), decord.DECORDError
         try:
-            self._reader: Any = decord.VideoReader(self._path, num_threads=1)
-        except (self._error, RuntimeError) as error:
+            # decord writes names in UTF-8, whatever the locale.
+            name = os.fsencode(self._path).decode("utf-8")
+            self._reader: Any = decord.VideoReader(name, num_threads=1)
+        except (self._error, RuntimeError, UnicodeDecodeError) as error:
             raise self._failed(error) from None
         if len(self._reader) != frames:
             raise DataError(

@@ -148,7 +148,7 @@ def _batches(videos: Path, video: Video, batch_frames: int) -> "Iterator[torch.T
     """All frames in order, uint8 [n, 3, height, width]. Raises DataError."""
     import torch
 
-    path = videos / video.path
+    path = video.file(videos)
     check_unchanged(path, video)
     assert video.decoder and video.index and video.frames
     reader = open_video(path, decoder=video.decoder, index=video.index, frames=video.frames)
@@ -164,7 +164,10 @@ def check_unchanged(path: Path, video: Video) -> None:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     if found != video.sha256:
-        raise DataError(f"{path}: changed since the manifest was made; make it again")
+        raise DataError(
+            f"{path}: its bytes changed since the manifest was made; make it again: "
+            "snakemake -R manifest"
+        )
 
 
 def _ahead(batches: "Iterator[torch.Tensor]") -> "Iterator[torch.Tensor]":

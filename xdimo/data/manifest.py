@@ -16,12 +16,19 @@ from xdimo.data import probe
 from xdimo.data.decode import Decoder, Index
 from xdimo.data.guard import ChildFailed, guarded, preload
 from xdimo.data.progress import progress
-from xdimo.data.videos import list_videos
+from xdimo.data.videos import (
+    PROBE,
+    list_videos,
+    made_from,
+    name_of,
+    path_of,
+    seen_path,
+    stamp,
+)
 from xdimo.errors import DataError, UserError
-from xdimo.files import content_hash, read_json, write_json
+from xdimo.files import content_hash, file_hash, read_json, write_json
 from xdimo.load import parse
 
-PROBE = 1  # raised when probing changes: rows probed before are then probed again
 Status = Literal["usable", "short", "duplicate", "unreadable"]
 
 
@@ -47,6 +54,9 @@ class Video(Probe):
     path: str  # below the folder, with /
     status: Status
     reason: str | None = None  # why it is not used
+
+    def file(self, folder: Path) -> Path:
+        return path_of(self.path, folder)
 
 
 class Counts(Strict):
@@ -98,18 +108,19 @@ def build(
 
     ``window``: frames a usable video must have. ``expected``: readable videos that must be found
     (short ones and duplicates are readable), None for any number. ``timeout_s``: seconds one
-    decoder may take on one video. Probes are kept beside ``output``: unchanged files are not read
-    again, after an interruption and after an error either. Raises UserError.
+    decoder may take on one video. Probes are kept beside ``output``: files of unchanged bytes are
+    not decoded again, after an interruption and after an error either. Raises UserError.
     """
     folder, output = Path(folder), Path(output)
     if not folder.is_dir():
         what = "not a folder" if folder.exists() else "no such folder"
         raise UserError(f"dataset.videos: {folder}: {what} of videos")
-    paths = [Path(path).relative_to(folder).as_posix() for path in list_videos(folder)]
+    seen = made_from(folder, window=window, decoder=decoder, expected=expected)
+    paths = list_videos(folder)
     if not paths:
         raise UserError(f"dataset.videos: {folder}: an empty folder; put the videos there")
     probes = _probe_all(folder, paths, output, decoder, timeout_s, workers)
-    videos = list(_judge(probes, window))
+    videos = list(_judge(folder, probes, window))
     found = Counter[str](video.status for video in videos)
     counts = Counts(
         files=len(videos),
@@ -129,12 +140,14 @@ def build(
         videos=videos,
     )
     write_json(output, manifest.model_dump(by_alias=True))
+    write_json(seen_path(output), seen)  # last: without it the manifest is made again
     return manifest
 
 
-def _judge(probes: dict[str, Probe], window: int) -> Iterator[Video]:
+def _judge(folder: Path, probes: dict[str, Probe], window: int) -> Iterator[Video]:
     first: dict[str, str] = {}
-    for path, found in sorted(probes.items()):
+    named = [(name_of(path, folder), found) for path, found in probes.items()]
+    for path, found in sorted(named, key=lambda pair: pair[0]):
         status: Status = "usable"
         reason = None
         if found.frames is None or found.sha256 is None:
@@ -145,7 +158,7 @@ def _judge(probes: dict[str, Probe], window: int) -> Iterator[Video]:
             status, reason = "short", f"{found.frames} frames, a clip spans {window}"
         if found.sha256 is not None:
             first.setdefault(found.sha256, path)
-        yield Video(path=_shown(path), status=status, reason=reason, **found.model_dump())
+        yield Video(path=path, status=status, reason=reason, **found.model_dump())
 
 
 def _dataset(videos: list[Video]) -> str:
@@ -184,28 +197,30 @@ def _probe_all(
     kept_in = output.with_name(f"{output.stem}.probes.jsonl")
     tools = [PROBE, decoder, _version("av"), _version("decord")]
     kept = _kept(kept_in)
-    keys = {path: [path, *_stamp(folder / path), *tools] for path in paths}
-    probes = {path: kept[json.dumps(key)] for path, key in keys.items() if json.dumps(key) in kept}
-    missing = [path for path in paths if path not in probes]
+    keys = {path: [name_of(path, folder), stamp(path), *tools] for path in paths}
+    old = {path: kept[json.dumps(key)] for path, key in keys.items() if json.dumps(key) in kept}
     preload(["av", "numpy", "xdimo.data.probe"])
     kept_in.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        open(kept_in, "a", encoding="utf-8") as file,
-        progress(len(paths), len(probes), "video", "probing videos") as bar,
-        ThreadPoolExecutor(workers) as pool,
-    ):
-        waiting = {pool.submit(_probe, folder / path, decoder, timeout_s): path for path in missing}
+    with open(kept_in, "a", encoding="utf-8") as file, ThreadPoolExecutor(workers) as pool:
+        # Read, not believed: bytes can change while size, times and inode stay.
+        same = pool.map(lambda path: _hash(path) == old[path].sha256, old)
+        probes = {path: old[path] for path, is_same in zip(old, same, strict=True) if is_same}
+        missing = [path for path in paths if path not in probes]
+        waiting = {
+            pool.submit(_probe, path, keys[path][0], decoder, timeout_s): path for path in missing
+        }
         try:
-            for future in as_completed(waiting):
-                path = waiting[future]
-                probes[path] = future.result()
-                # What could not be read may be readable the next time (rights, a busy disk).
-                if probes[path].unreadable is None:
-                    row = {"key": keys[path], "probe": probes[path].model_dump()}
-                    # The line's end comes first: a line that was cut off stays apart.
-                    file.write("\n" + json.dumps(row))
-                    file.flush()
-                bar.update()
+            with progress(len(paths), len(probes), "video", "probing videos") as bar:
+                for future in as_completed(waiting):
+                    path = waiting[future]
+                    probes[path] = future.result()
+                    # What could not be read may be readable the next time (rights, a busy disk).
+                    if probes[path].unreadable is None:
+                        row = {"key": keys[path], "probe": probes[path].model_dump()}
+                        # The line's end comes first: a line that was cut off stays apart.
+                        file.write("\n" + json.dumps(row))
+                        file.flush()
+                    bar.update()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -225,12 +240,11 @@ def _kept(path: Path) -> dict[str, Probe]:
     return kept
 
 
-def _stamp(path: Path) -> list[int | None]:
+def _hash(path: str) -> str | None:
     try:
-        status = path.stat()
+        return file_hash(path)
     except OSError:
-        return [None, None]
-    return [status.st_size, status.st_mtime_ns]
+        return None
 
 
 def _version(package: str) -> str | None:
@@ -240,20 +254,19 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _probe(path: Path, decoder: Literal["auto", "pyav"], timeout_s: float) -> Probe:
+def _probe(path: str, name: str, decoder: Literal["auto", "pyav"], timeout_s: float) -> Probe:
     """One file. Nothing in a file stops the run: what goes wrong becomes its reason."""
-    name = str(path)
-    if _shown(name) != name:
+    if not path.endswith(os.fsdecode(name.encode("utf-8"))):
         return Probe(unreadable="its name is not UTF-8; rename it")
     try:
-        file: probe.Examined = guarded(probe.examine, name, timeout_s=timeout_s)
+        file: probe.Examined = guarded(probe.examine, path, timeout_s=timeout_s)
     except (OSError, ChildFailed) as error:
         return Probe(unreadable=f"cannot be read: {getattr(error, 'strerror', None) or error}")
     known: dict[str, Any] = {"sha256": file.sha256, "size_bytes": file.size_bytes}
     found = file.video
     if isinstance(found, str):
         return Probe(**known, unreadable=found)
-    why = "dataset.decoder: pyav" if decoder == "pyav" else _why_pyav(name, found, timeout_s)
+    why = "dataset.decoder: pyav" if decoder == "pyav" else _why_pyav(path, found, timeout_s)
     return Probe(
         **known,
         container=found.container,
@@ -269,16 +282,11 @@ def _probe(path: Path, decoder: Literal["auto", "pyav"], timeout_s: float) -> Pr
     )
 
 
-def _why_pyav(name: str, found: probe.Measured, timeout_s: float) -> str | None:
+def _why_pyav(path: str, found: probe.Measured, timeout_s: float) -> str | None:
     """None where decord is proved exact."""
-    arguments = (name, found.frames, found.clips, found.checksums)
+    arguments = (path, found.frames, found.clips, found.checksums)
     try:
         why: str | None = guarded(probe.why_not_decord, *arguments, timeout_s=timeout_s)
     except ChildFailed as error:
         return f"decord: {error}"
     return why
-
-
-def _shown(path: str) -> str:
-    """A name whose bytes are no UTF-8 cannot stand in JSON: those bytes are written as \\xNN."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
