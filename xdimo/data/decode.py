@@ -7,6 +7,7 @@ the two a video needs, and whether decord may read it, is proved once per video:
 import os
 import re
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,7 @@ Decoder = Literal["decord", "pyav"]
 # keyframe, or by counting from the first packet.
 Index = Literal["timestamps", "order", "start"]
 Frames = NDArray[np.uint8]  # [n, height, width, 3], rgb
+FILES_ONLY = {"protocol_whitelist": "file"}  # FFmpeg reads nothing from a network
 PacketId = tuple[int | None, int | None, int | None]  # position in the file, dts, pts
 
 
@@ -51,15 +53,28 @@ def open_video(path: str | Path, *, decoder: Decoder, index: Index, frames: int)
 def open_container(path: str | Path) -> InputContainer:
     """Raises DataError where FFmpeg cannot open it."""
     try:
-        return av.open(str(path), metadata_errors="replace")
+        # As a path from the root, no name is taken for an address.
+        return av.open(os.path.abspath(path), metadata_errors="replace", options=FILES_ONLY)
     except (OSError, av.error.FFmpegError) as error:
         raise DataError(f"{path}: cannot be opened: {error.strerror}") from None
 
 
-def video_stream(container: InputContainer) -> VideoStream | None:
-    """The first stream of moving pictures (an audio file's cover is none)."""
+def open_stream(
+    path: str | Path, index: int | None = None
+) -> tuple[InputContainer, VideoStream | None]:
+    """The file and its stream of moving pictures (an audio file's cover is none), or None.
+
+    Of several it is the one of most packets, or ``index`` where that is known. Raises DataError.
+    """
+    container = open_container(path)
     cover = av.stream.Disposition.attached_pic
-    return next((s for s in container.streams.video if not s.disposition & cover), None)
+    moving = [s for s in container.streams.video if not s.disposition & cover]
+    if index is None and len(moving) > 1:
+        packets = Counter(packet.stream_index for packet in container.demux(moving) if packet.size)
+        longest = max((stream.index for stream in moving), key=lambda i: packets[i])
+        container.close()
+        return open_stream(path, longest)
+    return container, next((s for s in moving if index in (None, s.index)), None)
 
 
 @dataclass(frozen=True)
@@ -126,6 +141,7 @@ class PyavReader:
 
     def __init__(self, path: str | Path, index: Index, frames: int) -> None:
         self._path, self._frames, self._converter = str(path), frames, VideoReformatter()
+        self._index: int | None = None  # of the stream
         self._reopen()
         timeline = read_timeline(self._container, self._stream)
         presented = timeline.presented if index == "timestamps" else None
@@ -200,10 +216,10 @@ class PyavReader:
         return None
 
     def _reopen(self) -> None:
-        self._container = open_container(self._path)
-        stream = video_stream(self._container)
+        self._container, stream = open_stream(self._path, self._index)
         if stream is None:
             raise self._changed("no video stream")
+        self._index = stream.index
         stream.codec_context.thread_count = 1  # one process a core is faster than threads
         self._stream = stream
 
@@ -244,7 +260,7 @@ class DecordReader:
         self._path, self._error = str(path), decord.DECORDError
         try:
             # decord writes names in UTF-8, whatever the locale.
-            name = os.fsencode(self._path).decode("utf-8")
+            name = os.fsencode(os.path.abspath(self._path)).decode("utf-8")
             self._reader: Any = decord.VideoReader(name, num_threads=1)
         except (self._error, RuntimeError, UnicodeDecodeError) as error:
             raise self._failed(error) from None

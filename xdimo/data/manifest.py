@@ -44,6 +44,7 @@ class Probe(Strict):
     frames: int | None = None  # presented
     fps: float | None = None  # average
     duration_s: float | None = None  # frames / fps
+    rotation: int | None = None  # degrees that a player would turn it by; used as it is stored
     decoder: Decoder | None = None
     index: Index | None = None  # how PyAV finds its frames
     why: str | None = None  # why PyAV reads it
@@ -276,6 +277,7 @@ def _probe(path: str, name: str, decoder: Literal["auto", "pyav"], timeout_s: fl
         frames=found.frames,
         fps=found.fps,
         duration_s=found.frames / found.fps if found.fps else None,
+        rotation=found.rotation,
         decoder="decord" if why is None else "pyav",
         index=found.index,
         why=why,

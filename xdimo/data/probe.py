@@ -22,10 +22,20 @@ from xdimo.data.decode import (
     PyavReader,
     Reader,
     Timeline,
-    open_container,
+    open_stream,
     read_timeline,
     rgb,
-    video_stream,
+)
+from xdimo.data.intact import (
+    NotAVideo,
+    messages,
+    read_packets,
+    require_all_frames,
+    require_all_time,
+    require_moving,
+    require_one_file,
+    require_pictures,
+    require_uncut,
 )
 from xdimo.errors import DataError
 from xdimo.files import file_hash
@@ -45,13 +55,10 @@ class Measured:
     height: int
     frames: int  # presented
     fps: float | None
+    rotation: int  # degrees that a player would turn it by; it is used as it is stored
     index: Index
     clips: list[list[int]]  # frames that prove a reader, and
     checksums: dict[int, int]  # the crc32 of each one's rgb bytes
-
-
-class NotAVideo(Exception):
-    """The message says why the file cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -78,78 +85,75 @@ def examine(path: str) -> Examined:
 
 def measure(path: str) -> Measured:
     """Decodes the whole video. Raises DataError or NotAVideo: it is none, damaged or cut off."""
-    with open_container(path) as container:
-        stream = video_stream(container)
-        kind = container.format.name
+    require_one_file(path)
+    container, stream = open_stream(path)
+    with container:
         if stream is None:
             raise NotAVideo("no video stream")
-        # FFmpeg draws text as a terminal would, and calls a still image a video of one frame.
-        if kind == "tty" or kind.startswith("image2") or kind.endswith("_pipe"):
-            raise NotAVideo(f"no video but {'text' if kind == 'tty' else 'an image'} ({kind})")
+        require_pictures(container)
         timeline = read_timeline(container, stream)
-        _refuse_cut(timeline, stream)
-        codec, fps = stream.codec_context.name, stream.average_rate
-    timestamps, checksums, (height, width) = _decode_all(path)
+        require_uncut(timeline, stream)
+        packets = read_packets(path, stream.index)
+        require_all_time(container, stream, packets)
+        kind, brand = container.format.name, container.metadata.get("major_brand", "")
+        index, codec, fps = stream.index, stream.codec_context.name, stream.average_rate
+    with messages() as said:
+        timestamps, checksums, first, interlaced = _decode_all(path, index, said)
+    require_moving(kind, brand, len(timestamps))
+    require_all_frames(packets, len(timestamps), interlaced, said)
     frames = len(timestamps)
     clips = clips_to_prove(frames, [key.before for key in timeline.keys])
     proving = {i: checksums[i] for clip in clips for i in clip}
     return Measured(
         container=kind,
         codec=codec,
-        width=width,
-        height=height,
+        width=first.width,
+        height=first.height,
         frames=frames,
         fps=float(fps) if fps else None,
+        rotation=first.rotation,
         index=_choose_index(path, timeline, timestamps, clips, proving),
         clips=clips,
         checksums=proving,
     )
 
 
-def _decode_all(path: str) -> tuple[list[int | None], list[int], tuple[int, int]]:
-    """Timestamp and checksum of each frame from first to last, and (height, width) of all."""
+def _decode_all(
+    path: str, index: int, said: list[Any]
+) -> tuple[list[int | None], list[int], av.VideoFrame, bool]:
+    """Timestamp and checksum of each frame, the first frame, and whether one is interlaced.
+
+    ``said`` is left with what the decoder said after the first frame: what is before it in the
+    file (a cut at its start) may be missed.
+    """
     timestamps: list[int | None] = []
     checksums: list[int] = []
-    shape: tuple[int, ...] | None = None
+    first: av.VideoFrame | None = None
+    interlaced = False
     converter = VideoReformatter()
-    with open_container(path) as container:
-        stream = video_stream(container)
+    container, stream = open_stream(path, index)
+    with container:
         assert stream is not None
         stream.codec_context.thread_count = 1
         try:
             for frame in container.decode(stream):
-                picture = rgb(frame, converter)
-                shape = shape or picture.shape
+                if first is None:
+                    first = frame
+                    said.clear()
                 if frame.is_corrupt:
                     raise NotAVideo(f"frame {len(checksums)} is damaged (a cut-off copy?)")
-                if picture.shape != shape:
+                if (frame.width, frame.height) != (first.width, first.height):
                     raise NotAVideo(f"frame {len(checksums)} has another size than the first")
+                interlaced |= frame.interlaced_frame
                 timestamps.append(frame.pts)
-                checksums.append(_checksum(picture))
+                checksums.append(_checksum(rgb(frame, converter)))
         except av.error.FFmpegError as error:
             raise NotAVideo(
                 f"frame {len(checksums)} cannot be decoded: {error.strerror} (a cut-off copy?)"
             ) from None
-    if shape is None:
+    if first is None:
         raise NotAVideo("no frame")
-    return timestamps, checksums, (shape[0], shape[1])
-
-
-def _refuse_cut(timeline: Timeline, stream: Any) -> None:
-    """Raises NotAVideo where fewer frames lie in the file than its header announces.
-
-    An AVI's header counts frames that were dropped too; its timestamps step over those, so the time
-    its packets span is counted as well. Matroska announces no count: a cut there is seen only where
-    it damages a frame.
-    """
-    if timeline.damaged:
-        raise NotAVideo("its last data are cut off (a cut-off copy?)")
-    spanned = 0
-    if timeline.dts_span is not None and stream.average_rate:
-        spanned = round(timeline.dts_span * stream.time_base * stream.average_rate) + 1
-    present = max(timeline.packets, spanned)
-    if present < stream.frames:
-        raise NotAVideo(f"{present} of {stream.frames} frames lie in it (a cut-off copy?)")
+    return timestamps, checksums, first, interlaced
 
 
 def clips_to_prove(frames: int, keys: Sequence[int]) -> list[list[int]]:
