@@ -324,15 +324,15 @@ def test_status_tells_the_step_of_a_running_run_and_when_it_ends(tmp_path: Path)
 def test_doctor_looks_for_the_cards_of_targets_without_a_queue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    absent = {"videos": str(tmp_path / "absent")}
-    bench = load(ROOT / "config/lent.yaml", {"dataset": absent})
+    monkeypatch.chdir(tmp_path)  # where nothing has been fetched
+    bench = load(ROOT / "config/lent.yaml", {"hardware": str(ROOT / "config/hardware.yaml")})
     cards = [("NVIDIA H100 80GB HBM3", "GPU-1"), ("NVIDIA L4", "GPU-2")]
     monkeypatch.setattr(look, "cards_here", lambda: cards)
     hardware = load_hardware(ROOT / bench.hardware)
     found = {finding.what: finding.ok for finding in look.look(bench, hardware, None)}
     assert found["h100_1: this machine has 1 of the 1 x H100 SXM of a run"]
     assert not found["h100_2: this machine has 1 of the 2 x H100 SXM of a run"]
-    assert found[f"{absent['videos']}: not there yet, will be fetched"]
+    assert found[f"{bench.dataset.videos}: not there yet, will be fetched"]
 
 
 def test_doctor_asks_for_videos_where_a_folder_is_empty(tmp_path: Path) -> None:

