@@ -286,6 +286,43 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    "stored_instead",
+    [b"", b"\x80\x04]", [1.0], 5, {"state_dict": {}}, {"a": torch.nn.Linear(1, 1)}],
+)
+def test_weights_that_are_no_tensors_are_one_line_without_unsafe_advice(tmp_path, stored_instead):
+    folder = stored(tmp_path / "vae")
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    binary = folder / "diffusion_pytorch_model.bin"
+    if isinstance(stored_instead, bytes):
+        binary.write_bytes(stored_instead)
+    else:
+        torch.save(stored_instead, binary)
+    with pytest.raises(
+        UserError, match=r"model\.bin: (cannot be read as|expected the) tensors"
+    ) as said:
+        vaes.load(spec_of(binary), binary, "cpu")
+    assert "weights_only" not in str(said.value) and "trust" not in str(said.value)
+
+
+@pytest.mark.parametrize("config", ["[]", "5", "null", '"AutoencoderKL"'])
+def test_a_config_of_a_vae_that_holds_no_settings(tmp_path, config):
+    folder = stored(tmp_path / "vae")
+    (folder / "config.json").write_text(config)
+    with pytest.raises(UserError, match=r"config\.json: expected the settings of an AutoencoderKL"):
+        vaes.locate(tmp_path)
+
+
+def test_an_index_whose_shards_are_not_its_dataset_is_refused(encoded, tmp_path):
+    content = json.loads(encoded.read_text())
+    first, second, third = content["shards"]
+    for shards in ([first, second], [first, first, first], [second, first, third], []):
+        path = tmp_path / "index.json"
+        path.write_text(json.dumps({**content, "shards": shards}))
+        with pytest.raises(DataError, match=rf"index\.json: its {len(shards)} shards are not the"):
+            open_latents(path, content["name"], rank=0, world=1)
+
+
 def test_a_vae_that_is_missing_or_of_another_shape(tmp_path):
     with pytest.raises(
         UserError, match=r"vae\.weights: .*absent: no such folder; expected an Auto"

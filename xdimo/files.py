@@ -79,6 +79,24 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path}: not JSON ({error})") from None
 
 
+def read_torch(path: Path, otherwise: str) -> Any:
+    """What torch.save wrote, on the CPU: tensors and plain values. Nothing in the file is run.
+
+    Raises UserError that says ``otherwise``; torch's own words would advise to run the file.
+    """
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: {otherwise}: {error.strerror or error}") from None
+    except Exception as error:  # torch.load raises many kinds
+        raise UserError(
+            f"{path}: {otherwise} ({type(error).__name__}): damaged, of another kind, or with code "
+            "in it, which is never run"
+        ) from None
+
+
 def shorten_sockets() -> None:
     """Lets this process's children exchange data also where TMPDIR is too long for a socket.
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from xdimo.config import Strict
 from xdimo.data.decode import open_video
-from xdimo.data.manifest import Video
+from xdimo.data.manifest import Video, dataset_of
 from xdimo.data.manifest import read as read_manifest
 from xdimo.data.progress import progress
 from xdimo.errors import DataError, UserError
@@ -262,12 +262,20 @@ class LatentsReader:
 
 
 def read_index(path: Path) -> LatentsIndex:
-    """Raises UserError that names the file."""
+    """Raises UserError that names the file, and DataError where its shards are not its dataset."""
     try:
-        return parse(LatentsIndex, read_json(path))
+        index = parse(LatentsIndex, read_json(path))
     except UserError as error:
         prefix = "" if str(error).startswith(str(path)) else f"{path}: "
         raise UserError(f"{prefix}{error}") from None
+    videos = [shard.video for shard in index.shards]
+    of = dataset_of((shard.video, shard.frames) for shard in index.shards)
+    if of != index.dataset or videos != sorted(videos):
+        raise DataError(
+            f"{path}: its {len(videos)} shards are not the videos of the dataset it names, in "
+            "their order; make it again: snakemake -R latents"
+        )
+    return index
 
 
 def open_latents(path: Path, expected_name: str, *, rank: int, world: int) -> LatentsReader:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -163,7 +163,12 @@ def _judge(folder: Path, probes: dict[str, Probe], window: int) -> Iterator[Vide
 
 
 def _dataset(videos: list[Video]) -> str:
-    return content_hash(sorted([v.sha256, v.frames] for v in videos if v.status == "usable"))
+    return dataset_of((v.sha256, v.frames) for v in videos if v.status == "usable")
+
+
+def dataset_of(videos: Iterable[tuple[str | None, int | None]]) -> str:
+    """The name of a dataset: a hash over sha256 and frames of its videos."""
+    return content_hash(sorted(list(video) for video in videos))  # type: ignore[type-var]
 
 
 def _check(

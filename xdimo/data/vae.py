@@ -1,13 +1,12 @@
 """The frozen VAE: where its weights lie, loading them as the spec says, encoding frames."""
 
 import inspect
-import pickle
 from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from xdimo.errors import DataError, UserError
-from xdimo.files import file_hash, read_json
+from xdimo.files import file_hash, read_json, read_torch
 from xdimo.spec import VaeSpec
 
 if TYPE_CHECKING:  # torch takes 2 s to import, diffusers 5 s; `locate` needs neither
@@ -33,7 +32,7 @@ def locate(weights: Path) -> tuple[Path, Path]:
         raise UserError(f"vae.weights: {weights}: {what}; expected an AutoencoderKL, or `random`")
     for folder in (weights, weights / "vae"):
         config = folder / "config.json"
-        if config.is_file() and read_json(config).get("_class_name") == "AutoencoderKL":
+        if config.is_file() and _settings(config).get("_class_name") == "AutoencoderKL":
             for name in WEIGHTS:
                 if (folder / name).is_file():
                     return config, folder / name
@@ -41,6 +40,13 @@ def locate(weights: Path) -> tuple[Path, Path]:
     raise UserError(
         f"vae.weights: {weights}: no config.json of an AutoencoderKL in it or in its folder vae"
     )
+
+
+def _settings(config: Path) -> dict[str, Any]:
+    settings = read_json(config)
+    if not isinstance(settings, dict):
+        raise UserError(f"{config}: expected the settings of an AutoencoderKL, as keys and values")
+    return settings
 
 
 def load(
@@ -163,7 +169,7 @@ def _stored(spec: VaeSpec, weights: Path) -> Any:
 def _check_config(spec: VaeSpec, config: Path) -> None:
     from diffusers import AutoencoderKL
 
-    given = read_json(config)
+    given = _settings(config)
     defaults = inspect.signature(AutoencoderKL.__init__).parameters
     structure = _structure(spec)
     for key, parameter in defaults.items():
@@ -187,14 +193,15 @@ def _read_tensors(weights: Path) -> "dict[str, torch.Tensor]":
     from safetensors.torch import load_file
 
     try:
-        if weights.suffix == ".safetensors":
-            tensors = load_file(weights)
-        else:
-            tensors = torch.load(weights, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{weights}: cannot be read as tensors: {reason}") from None
-    return {_renamed(name): tensor for name, tensor in tensors.items()}
+        safe = weights.suffix == ".safetensors"
+        stored = load_file(weights) if safe else read_torch(weights, "cannot be read as tensors")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{weights}: cannot be read as tensors: {error}") from None
+    if not isinstance(stored, dict) or not all(
+        isinstance(x, torch.Tensor) for x in stored.values()
+    ):
+        raise UserError(f"{weights}: expected the tensors of an AutoencoderKL, each under its name")
+    return {_renamed(str(name)): tensor for name, tensor in stored.items()}
 
 
 def _renamed(name: str) -> str:

@@ -9,7 +9,9 @@ import torch.distributed as dist
 from torch import nn
 
 from xdimo.errors import UserError
-from xdimo.files import whole
+from xdimo.files import read_torch, whole
+
+PARTS = frozenset(["spec", "step", "model", "ema", "optimizer", "randomness"])
 
 
 @dataclass
@@ -52,24 +54,28 @@ def load(path: Path, spec_hash: str, state: State) -> int:
 
     Raises UserError for a file that is missing, no checkpoint, or another spec's.
     """
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint") from None
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
+    if not path.exists():
+        raise UserError(f"{path}: no such checkpoint")
+    saved = read_torch(path, "not a readable checkpoint")
+    if not isinstance(saved, dict) or not saved.keys() >= PARTS:
+        raise UserError(
+            f"{path}: not a checkpoint of this program; expected an attempt's checkpoint.pt"
+        )
     if saved["spec"] != spec_hash:
         raise UserError(f"{path}: made by spec {saved['spec']}, not by {spec_hash}")
-    state.model.load_state_dict(saved["model"])
-    state.ema.load_state_dict(saved["ema"])
-    state.optimizer.load_state_dict(saved["optimizer"])
-    randomness = saved["randomness"][_rank()]
-    state.generator.set_state(randomness["generator"])
-    torch.set_rng_state(randomness["cpu"])
-    if randomness["cuda"] is not None:
-        torch.cuda.set_rng_state(randomness["cuda"])
-    return int(saved["step"])
+    try:
+        state.model.load_state_dict(saved["model"])
+        state.ema.load_state_dict(saved["ema"])
+        state.optimizer.load_state_dict(saved["optimizer"])
+        randomness = saved["randomness"][_rank()]
+        state.generator.set_state(randomness["generator"])
+        torch.set_rng_state(randomness["cpu"])
+        if randomness["cuda"] is not None:
+            torch.cuda.set_rng_state(randomness["cuda"])
+        return int(saved["step"])
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: its content is not that of {spec_hash} ({reason})") from None
 
 
 def _rank() -> int:
