@@ -118,6 +118,11 @@ class Vae(Strict):
     latent_channels: Positive = Field(4, description="channels of a latent")
     norm_num_groups: Positive = Field(32, description="groups of its normalisation")
     scaling_factor: float = Field(0.18215, gt=0, description="latents are multiplied by it")
+    precision: Literal["bf16", "fp32"] | None = Field(
+        None,
+        description="what it computes in; null = cached: bf16 on a GPU, fp32 on a CPU; online: "
+        "bf16 where `train.precision` is, else fp32",
+    )
 
     @property
     def factor(self) -> int:

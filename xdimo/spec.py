@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, field_serializer, model_serializer
 
 from xdimo.config import Bench, Cell, Mode, Model, Strict, Train, Vae, dimensions, split_run
 from xdimo.errors import UserError
@@ -12,6 +12,21 @@ from xdimo.implementations import IMPLEMENTATIONS, Device, Name, Precision
 from xdimo.load import naming, parse
 
 SCHEMA = 1
+TRANSFORM = 1  # of xdimo.data.transform: raised when the same video gives other pixels
+
+
+class Part(Strict):
+    """What a spec is made of. A key with a default was added later: at its default it is left out
+    of the JSON, so that specs and latents from before it keep their hash.
+    """
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields.items()
+        left_out = {
+            name for name, f in fields if not f.is_required() and getattr(self, name) == f.default
+        }
+        return {key: value for key, value in serialize(self).items() if key not in left_out}
 
 
 class LatentsPlan(Strict):
@@ -22,8 +37,13 @@ class LatentsPlan(Strict):
     flip: bool
     batch_frames: int
 
+    @field_serializer("vae", mode="wrap")
+    def _as_before(self, vae: Vae, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = serialize(vae)
+        return {k: v for k, v in content.items() if (k, v) != ("precision", None)}
 
-class ModelSpec(Strict):
+
+class ModelSpec(Part):
     size: str  # "S/2", or "custom"
     depth: int
     width: int
@@ -33,20 +53,21 @@ class ModelSpec(Strict):
     top_k: int
 
 
-class VaeSpec(Strict):
+class VaeSpec(Part):
     id: str  # sha256 of the weights file, or "random:<seed>"
     block_out_channels: list[int]
     layers_per_block: int
     latent_channels: int
     norm_num_groups: int
     scaling_factor: float
+    precision: Literal["bf16", "fp32"] | None = None  # as the config has it
 
     @property
     def random(self) -> bool:
         return self.id.startswith("random:")
 
 
-class DataSpec(Strict):
+class DataSpec(Part):
     mode: Mode
     dataset: str  # content of the manifest: hash over the usable videos
     latents: str | None  # name of the cached latents; None in online mode
@@ -54,23 +75,24 @@ class DataSpec(Strict):
     interval: int
     size: int  # pixels
     flip: bool
+    transform: int = 1
 
 
-class StepsSpec(Strict):
+class StepsSpec(Part):
     warmup: int
     timed: int
     checkpoint_every: int | None
     profiled: int  # after the timed ones
 
 
-class OptimizerSpec(Strict):
+class OptimizerSpec(Part):
     learning_rate: float
     ema_decay: float
     clip_norm: float
     clip_from_step: int
 
 
-class RunSpec(Strict):
+class RunSpec(Part):
     schema_version: Literal[1] = Field(alias="schema")
     campaign: str
     run: str
@@ -97,6 +119,14 @@ class RunSpec(Strict):
     def global_batch(self) -> int:
         """Clips an optimizer step consumes."""
         return self.gpus * self.clips_per_gpu
+
+    @property
+    def vae_precision(self) -> str:
+        """What the VAE computes in that makes the latents, now or when they were cached."""
+        if self.vae.precision is not None:
+            return self.vae.precision
+        bf16 = self.precision == "bf16" if self.data.mode == "online" else self.device == "cuda"
+        return "bf16" if bf16 else "fp32"
 
     @property
     def captured(self) -> bool:
@@ -153,6 +183,7 @@ def plan(bench: Bench, run: str) -> dict[str, Any]:
             "interval": clips.interval,
             "size": clips.size,
             "flip": clips.flip,
+            **({"transform": TRANSFORM} if TRANSFORM != 1 else {}),
         },
         "precision": train.precision,
         "implementation": None if cell.implementation == "auto" else cell.implementation,
@@ -209,7 +240,9 @@ def vae_spec(vae: Vae, weights: Path | None) -> VaeSpec:
 
 
 def _shape(vae: Vae) -> dict[str, Any]:
-    return vae.model_dump(exclude={"weights", "seed"})
+    """All of a VaeSpec but its id."""
+    spec = VaeSpec(id="", **vae.model_dump(exclude={"weights", "seed"}))
+    return spec.model_dump(exclude={"id"})
 
 
 def cell_named(bench: Bench, name: str) -> Cell:
@@ -282,13 +315,17 @@ def _filled(
     vae = {**planned["vae"], "id": vae_id}
     data = {**planned["data"], "dataset": dataset}
     if data["mode"] == "cached":
-        data["latents"] = latents_name(dataset, vae, data["size"], data["flip"])
+        transform = data.get("transform", 1)
+        data["latents"] = latents_name(dataset, vae, data["size"], data["flip"], transform)
     return {**planned, "vae": vae, "data": data, "implementation": implementation}
 
 
-def latents_name(dataset: str | None, vae: dict[str, Any], size: int, flip: bool) -> str:
+def latents_name(
+    dataset: str | None, vae: dict[str, Any], size: int, flip: bool, transform: int = TRANSFORM
+) -> str:
     """Content name of cached latents: the same videos, VAE and transform give the same name."""
-    return content_hash({"dataset": dataset, "vae": vae, "size": size, "flip": flip})
+    named = {"dataset": dataset, "vae": vae, "size": size, "flip": flip}
+    return content_hash(named if transform == 1 else {**named, "transform": transform})
 
 
 def read_spec(path: str | Path) -> RunSpec:

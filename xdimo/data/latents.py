@@ -15,7 +15,7 @@ from xdimo.data.progress import progress
 from xdimo.errors import DataError, UserError
 from xdimo.files import file_hash, read_json, whole, write_json
 from xdimo.load import parse
-from xdimo.spec import VaeSpec, latents_name
+from xdimo.spec import TRANSFORM, Part, VaeSpec, latents_name
 
 if TYPE_CHECKING:  # the index can be read without torch
     import torch
@@ -34,7 +34,7 @@ class Shard(Strict):
     frames: int
 
 
-class LatentsIndex(Strict):
+class LatentsIndex(Part):
     schema_version: Literal[1] = Field(alias="schema")
     name: str  # content: dataset, VAE and transform
     dataset: str
@@ -44,6 +44,8 @@ class LatentsIndex(Strict):
     dtype: Literal["float16"]
     folder: str  # of the shards, beside the index
     shards: list[Shard]  # in the dataset's order
+    transform: int = 1
+    precision: str | None = None  # what the VAE computed in; None: made before it was recorded
 
 
 def build(
@@ -106,6 +108,8 @@ def build(
         dtype="float16",
         folder=folder.name,
         shards=[shards[video.path] for video in usable],
+        transform=TRANSFORM,
+        precision=vae.precision or ("bf16" if device == "cuda" else "fp32"),
     )
     write_json(output, index.model_dump(by_alias=True))
     return index
@@ -284,7 +288,8 @@ def open_latents(path: Path, expected_name: str, *, rank: int, world: int) -> La
     Raises DataError that names the index or the shard, and UserError.
     """
     index = read_index(path)
-    name = latents_name(index.dataset, index.vae.model_dump(), index.size, index.flip)
+    made_with = index.vae.model_dump(), index.size, index.flip, index.transform
+    name = latents_name(index.dataset, *made_with)
     if index.name != expected_name or name != expected_name:
         raise DataError(f"{path}: latents {index.name}, but the spec's are {expected_name}")
     reader = LatentsReader(index, path.parent / index.folder)

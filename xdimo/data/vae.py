@@ -59,9 +59,9 @@ def load(
 ) -> Any:
     """The frozen VAE of the spec, in evaluation mode: a diffusers AutoencoderKL.
 
-    ``weights``: the weights file, config.json beside it; None for random weights. ``dtype``:
-    bfloat16 on a GPU and float32 on a CPU unless given. Raises UserError where its shape is not the
-    spec's, DataError where its bytes are not.
+    ``weights``: the weights file, config.json beside it; None for random weights. ``dtype``: where
+    the spec names none, else bfloat16 on a GPU and float32 on a CPU. Raises UserError where its
+    shape is not the spec's, DataError where its bytes are not.
     """
     import torch
 
@@ -76,6 +76,8 @@ def load(
         vae = _stored(spec, weights)
     vae = vae.eval().requires_grad_(False)
     on_gpu = device.type == "cuda"
+    if spec.precision is not None:
+        dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
     # Module's own method: that of diffusers warns of modules to keep in float32, of which the VAE
     # has none.
     torch.nn.Module.to(

@@ -7,6 +7,7 @@ from xdimo.report import figures
 from xdimo.report.cells import CellState, Survey
 from xdimo.report.tables import Table, cell_link, run_link
 from xdimo.report.words import Words
+from xdimo.spec import RunSpec
 
 
 def measured(view: Survey) -> list[tuple[CellState, dict[str, Any]]]:
@@ -183,7 +184,7 @@ def comparison_table(view: Survey, words: Words) -> Table:
             [
                 cell_link(view, cell),
                 metrics["implementation"],
-                record.spec.precision,
+                precision(record.spec, words),
                 record.spec.data.mode,
                 _clock(metrics, words),
                 words("unknown") if ratio is None else figures.times(ratio),
@@ -192,6 +193,13 @@ def comparison_table(view: Survey, words: Words) -> Table:
             ]
         )
     return table
+
+
+def precision(spec: RunSpec, words: Words) -> str:
+    """The run's, and its VAE's where that is another."""
+    if (spec.vae_precision == "bf16") == (spec.precision == "bf16"):
+        return spec.precision
+    return words("vae_differs", precision=spec.precision, vae=spec.vae_precision)
 
 
 def _in_reference(view: Survey, name: str) -> str:

@@ -320,6 +320,10 @@ WORDS: dict[str, tuple[str, str]] = {
         "affected, losses are not comparable",
         "**随机 VAE**（种子 {seed}）：潜变量没有视觉意义；速度和显存不受影响，损失不可比较",
     ),
+    "vae_differs": (
+        "{precision} (latents: VAE in {vae})",
+        "{precision}（潜变量由 {vae} 的 VAE 编码）",
+    ),
     "trained_vae": ("VAE weights: {ids}", "VAE 权重：{ids}"),
     "no_vae_yet": ("VAE weights: `{weights}`, not used yet", "VAE 权重：`{weights}`，尚未使用"),
     "no_manifest": (
