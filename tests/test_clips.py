@@ -14,6 +14,7 @@ from xdimo.config import Bench
 from xdimo.data import clips
 from xdimo.data.latents import build as build_latents
 from xdimo.data.manifest import build as build_manifest
+from xdimo.data.transform import resized
 from xdimo.data.vae import encode, load
 from xdimo.errors import DataError, UserError
 from xdimo.load import parse
@@ -80,6 +81,13 @@ def test_a_clip_lies_within_its_video(seed, epoch, index, frames):
     assert 0 <= start <= frames - 48
     assert clips.draw(seed, epoch, index, frames, 48, True) == (start, flip)
     assert clips.draw(seed, epoch, index, frames, 48, False) == (start, False)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (32, 43), (50, 32)])
+def test_frames_whose_short_side_fits_keep_their_pixels(height, width):
+    frames = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8)
+    top, left = round((height - 32) / 2), round((width - 32) / 2)
+    assert torch.equal(resized(frames, 32), frames[..., top : top + 32, left : left + 32])
 
 
 def test_starts_are_uniform_over_all_that_fit_and_half_are_mirrored():

@@ -41,7 +41,10 @@ def offsets(frames: int, interval: int) -> list[int]:
 def draw(
     seed: int, epoch: int, index: int, video_frames: int, window: int, flip: bool
 ) -> tuple[int, bool]:
-    """Start of the clip, uniform in 0..video_frames - window, and whether it is mirrored."""
+    """Start of the clip, uniform in 0..video_frames - window, and whether it is mirrored.
+
+    The public pipeline never draws the last start, so it needs one frame more.
+    """
     random = np.random.default_rng([seed, CLIP, epoch, index])
     start = int(random.integers(0, video_frames - window, endpoint=True))
     return start, flip and bool(random.random() < 0.5)

@@ -1,4 +1,8 @@
-"""From a video's frames to the square ones a clip is made of."""
+"""From a video's frames to the square ones a clip is made of.
+
+What changes a pixel here needs another ``TRANSFORM`` (xdimo.spec): cached latents are named by it.
+Where pixels differ from the public pipeline's: docs/data.md.
+"""
 
 from torch import Tensor
 from torchvision.transforms.v2 import functional
