@@ -76,10 +76,19 @@ def packets_at(path: Path) -> list[int]:
 
 @pytest.mark.parametrize(
     ("name", "codec"),
-    [("v.webm", "libvpx"), ("v.mkv", "libx264"), ("v.flv", "flv"), ("h264.flv", "libx264")],
+    [
+        ("v.webm", "libvpx"),
+        ("v.mkv", "libx264"),
+        ("v.flv", "flv"),
+        ("h264.flv", "libx264"),
+        ("v.wmv", "wmv2"),
+        ("fragments.mp4", "libx264"),
+    ],
 )
 def test_a_copy_cut_between_two_packets(name, codec, tmp_path):
-    path = write_video(tmp_path / name, FRAMES, codec)
+    flags = {"movflags": "frag_keyframe+empty_moov+default_base_moof+global_sidx"}
+    made_with = {"container_options": flags} if name == "fragments.mp4" else {}
+    path = write_video(tmp_path / name, FRAMES, codec, **made_with)
     assert probe.measure(str(path)).frames == FRAMES
     content, places = path.read_bytes(), packets_at(path)
     for place in (places[len(places) // 2], places[-5]):

@@ -21,13 +21,14 @@ def write_video(
     first: int = 0,
     skip: tuple[int, ...] = (),
     options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
 ) -> Path:
     """Frames ``first``, ``first`` + 1, ... at 25 a second; after those in ``skip`` one is left out.
 
     x264 puts B-frames between the others by itself; mpeg4 does with ``bf``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=container_options or {}) as container:
         stream: Any = container.add_stream(codec, rate=25, options=options or {})
         stream.width, stream.height, stream.gop_size = width, height, keyframe_every
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"

@@ -1,6 +1,7 @@
 """What is no video, and what is a damaged one: each reason why a file is not used."""
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ TEXTS = frozenset(["adf", "bin", "idf", "tty", "xbin"])  # which FFmpeg draws as
 IMAGES = frozenset(["apng", "fits", "gif", "ico", "jpegxl_anim", "webp"])
 IMAGE_BRANDS = frozenset(["avif", "avis", "heic", "heix", "mif1", "msf1"])
 # Containers whose header tells the time at which their last packet ends.
-TIMED = frozenset(["asf", "flv", "matroska,webm", "mxf"])
+TIMED = frozenset(["flv", "matroska,webm", "mxf"])
+# An ASF file's header object that tells how many bytes the file has.
+ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 # Of these codecs each packet shows one frame, but for what `_shown` leaves out.
 ONE_FRAME_A_PACKET = frozenset(
     ["av1", "ffv1", "h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "vp8", "vp9"]
@@ -78,6 +81,20 @@ def require_moving(container: str, brand: str, frames: int) -> None:
     brand = brand.strip()
     if frames == 1 and (container in IMAGES or brand in IMAGE_BRANDS):
         raise NotAVideo(f"no video but an image ({container if container in IMAGES else brand})")
+
+
+def require_all_bytes(path: str, container: InputContainer) -> None:
+    """Raises NotAVideo for an ASF file (.wmv) of fewer bytes than its header says."""
+    if container.format.name != "asf":
+        return
+    with open(path, "rb") as file:
+        start = file.read(1 << 16)
+        there = file.seek(0, os.SEEK_END)
+    _, found, properties = start.partition(ASF_PROPERTIES)
+    announced, flags = (int.from_bytes(properties[a:b], "little") for a, b in ((24, 32), (72, 76)))
+    broadcast = flags & 1  # whose size was not known yet
+    if found and not broadcast and there < announced:
+        raise NotAVideo(f"{there} of {announced} bytes lie in it (a cut-off copy?)")
 
 
 def require_uncut(timeline: Timeline, stream: Any) -> None:
@@ -142,7 +159,9 @@ def _shown(packet: Any, codec: str, beside: bool) -> bool:
 def require_all_time(container: InputContainer, stream: Any, packets: Packets) -> None:
     """Raises NotAVideo where the header announces a later end than the last packet's."""
     announced = container.duration  # microseconds
-    if container.format.name not in TIMED or announced is None or packets.end_s is None:
+    kind = container.format.name
+    timed = kind in TIMED or (kind.startswith("mov,") and not stream.frames)  # in fragments
+    if not timed or announced is None or packets.end_s is None:
         return
     frame_s = float(1 / stream.average_rate) if stream.average_rate else 0
     slack_s = max(2.5 * frame_s, 0.1) + announced / 2e8  # some count the last frame, some do not

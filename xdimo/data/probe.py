@@ -30,6 +30,7 @@ from xdimo.data.intact import (
     NotAVideo,
     messages,
     read_packets,
+    require_all_bytes,
     require_all_frames,
     require_all_time,
     require_moving,
@@ -91,6 +92,7 @@ def measure(path: str) -> Measured:
         if stream is None:
             raise NotAVideo("no video stream")
         require_pictures(container)
+        require_all_bytes(path, container)
         timeline = read_timeline(container, stream)
         require_uncut(timeline, stream)
         packets = read_packets(path, stream.index)
