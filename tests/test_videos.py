@@ -15,7 +15,7 @@ from tests.videos import write_video
 from xdimo.data import manifest as manifests
 from xdimo.data.latents import check_unchanged
 from xdimo.data.manifest import build
-from xdimo.data.videos import is_current, list_videos
+from xdimo.data.videos import is_current, list_videos, seen_path
 from xdimo.errors import DataError, UserError
 
 NAMES = [
@@ -113,6 +113,28 @@ def test_what_a_manifest_was_made_from_is_noticed(made, tmp_path):
     assert make(folder, output).dataset == before
     shutil.rmtree(folder)  # results on another machine
     assert is_current(output, folder, **WITH)
+
+
+def test_a_manifest_from_before_is_current_as_long_as_it_seems_so(made, tmp_path):
+    folder, output = tmp_path / "videos", tmp_path / "results/manifest.json"
+    folder.mkdir()
+    for name in (*NAMES[:2], "dangling.mp4"):
+        shutil.copy2(made / name, folder, follow_symlinks=False)
+    make(folder, output)
+    seen_path(output).unlink()
+    assert is_current(output, folder, **WITH)
+    assert not is_current(output, folder, **{**WITH, "window": 9})
+    first = folder / NAMES[0]
+    os.utime(first, ns=(0, output.stat().st_mtime_ns + 1))
+    assert not is_current(output, folder, **WITH)
+    first.write_bytes(b"another size")
+    os.utime(first, ns=(0, 0))
+    assert not is_current(output, folder, **WITH)
+    make(folder, output)
+    seen_path(output).unlink()
+    (folder / "new.mp4").touch()
+    os.utime(folder / "new.mp4", ns=(0, 0))
+    assert not is_current(output, folder, **WITH)
 
 
 def test_bit_rot_is_named_and_making_the_manifest_again_reads_again(made, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ A name is bytes, whatever the locale: it stands in the manifest where those byte
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 from xdimo.errors import UserError
 from xdimo.files import content_hash, read_json
@@ -84,15 +85,26 @@ def seen_path(manifest: Path) -> Path:
     return manifest.with_name(f"{manifest.stem}.seen.json")
 
 
-def is_current(manifest: Path, folder: str | Path, **made_with: object) -> bool:
-    """Whether ``manifest`` was made from what lies in ``folder`` now (times may be older).
+def is_current(manifest: Path, folder: str | Path, **made_with: Any) -> bool:
+    """Whether ``manifest`` was made from what lies in ``folder`` now, files of any age.
 
-    True as well where there is no such folder: results that were copied to another machine.
+    True as well where there is no such folder: results that were copied to another machine. A
+    manifest of an earlier version, which left nothing to compare, is taken for current where names
+    and sizes are its rows' and no file is newer. Raises UserError where a folder cannot be listed.
     """
-    if not os.path.lexists(folder):
+    if not manifest.exists() or not os.path.lexists(folder):
         return manifest.exists()
+    seen = seen_path(manifest)
     try:
-        seen = read_json(seen_path(manifest))
-    except (UserError, OSError):
+        if seen.exists():
+            return bool(read_json(seen) == made_from(folder, **made_with))
+        made = read_json(manifest)
+        rows = {row["path"]: row["size_bytes"] for row in made["videos"]}
+        same_window = made["window"] == made_with["window"]
+    except (UserError, OSError, LookupError, TypeError):
         return False
-    return manifest.exists() and bool(seen == made_from(folder, **made_with))  # type: ignore[arg-type]
+    stamps = {name_of(path, folder): stamp(path) for path in list_videos(folder)}
+    newest = max((times[1] for times in stamps.values() if times), default=0)
+    sizes = {name: times and times[0] for name, times in stamps.items()}
+    known = {name: sizes.get(name) if size is None else size for name, size in rows.items()}
+    return bool(same_window and sizes == known and newest <= manifest.stat().st_mtime_ns)
