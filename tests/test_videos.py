@@ -13,10 +13,12 @@ import yaml
 from tests.conftest import ROOT, SMALL
 from tests.videos import write_video
 from xdimo.data import manifest as manifests
+from xdimo.data import videos
 from xdimo.data.latents import check_unchanged
 from xdimo.data.manifest import build
-from xdimo.data.videos import is_current, list_videos, seen_path
+from xdimo.data.videos import is_current, list_videos
 from xdimo.errors import DataError, UserError
+from xdimo.files import file_hash
 
 NAMES = [
     "a{b}.mp4",
@@ -38,6 +40,11 @@ def made(tmp_path_factory) -> Path:
     (folder / "self.mp4").symlink_to("self.mp4")
     (folder / "dangling.mp4").symlink_to("/nowhere/at all")
     return folder
+
+
+def seen(output: Path) -> Path:
+    """What the manifest was made from."""
+    return output.with_name("manifest.seen.json")
 
 
 def make(folder: Path, output: Path):
@@ -121,20 +128,43 @@ def test_a_manifest_from_before_is_current_as_long_as_it_seems_so(made, tmp_path
     for name in (*NAMES[:2], "dangling.mp4"):
         shutil.copy2(made / name, folder, follow_symlinks=False)
     make(folder, output)
-    seen_path(output).unlink()
+    seen(output).unlink()
     assert is_current(output, folder, **WITH)
     assert not is_current(output, folder, **{**WITH, "window": 9})
+    assert seen(output).exists()  # from now on it is told exactly
+    seen(output).unlink()
     first = folder / NAMES[0]
-    os.utime(first, ns=(0, output.stat().st_mtime_ns + 1))
-    assert not is_current(output, folder, **WITH)
-    first.write_bytes(b"another size")
-    os.utime(first, ns=(0, 0))
-    assert not is_current(output, folder, **WITH)
-    make(folder, output)
-    seen_path(output).unlink()
+    content = first.read_bytes()
+    for changed, mtime_ns in (
+        (content[:-1] + b"!", output.stat().st_mtime_ns + 1),
+        (content + b"!", 0),
+    ):
+        first.write_bytes(changed)
+        os.utime(first, ns=(0, mtime_ns))
+        assert not is_current(output, folder, **WITH)
+    first.write_bytes(content)
+    assert is_current(output, folder, **WITH)
+    seen(output).unlink()
     (folder / "new.mp4").touch()
     os.utime(folder / "new.mp4", ns=(0, 0))
     assert not is_current(output, folder, **WITH)
+
+
+def test_a_copy_of_the_same_bytes_is_read_once_and_is_no_change(made, tmp_path, monkeypatch):
+    folder, output = tmp_path / "videos", tmp_path / "results/manifest.json"
+    shutil.copytree(made, folder, symlinks=True)
+    os.unlink(os.fsencode(folder) + b"/l\xe9.mp4")  # is not read, so its copy is another
+    make(folder, output)
+    copied = Path(shutil.copytree(folder, tmp_path / "copied", symlinks=True))
+    read: list[str] = []
+    monkeypatch.setattr(videos, "file_hash", lambda path: read.append(path.name) or file_hash(path))
+    readable = sorted(NAMES)
+    for _ in range(2):
+        assert is_current(output, copied, **WITH)
+        assert sorted(read) == readable
+    (copied / NAMES[0]).touch()
+    assert is_current(output, copied, **WITH)
+    assert sorted(read) == sorted([*readable, NAMES[0]])
 
 
 def test_bit_rot_is_named_and_making_the_manifest_again_reads_again(made, tmp_path, monkeypatch):

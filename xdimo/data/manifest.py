@@ -19,10 +19,10 @@ from xdimo.data.progress import progress
 from xdimo.data.videos import (
     PROBE,
     list_videos,
-    made_from,
+    looks,
     name_of,
     path_of,
-    seen_path,
+    remember,
     stamp,
 )
 from xdimo.errors import DataError, UserError
@@ -116,7 +116,7 @@ def build(
     if not folder.is_dir():
         what = "not a folder" if folder.exists() else "no such folder"
         raise UserError(f"dataset.videos: {folder}: {what} of videos")
-    seen = made_from(folder, window=window, decoder=decoder, expected=expected)
+    files = looks(folder)  # before they are read: what changes meanwhile is noticed
     paths = list_videos(folder)
     if not paths:
         raise UserError(f"dataset.videos: {folder}: an empty folder; put the videos there")
@@ -141,7 +141,7 @@ def build(
         videos=videos,
     )
     write_json(output, manifest.model_dump(by_alias=True))
-    write_json(seen_path(output), seen)  # last: without it the manifest is made again
+    remember(output, files, window=window, decoder=decoder, expected=expected)
     return manifest
 
 

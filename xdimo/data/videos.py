@@ -5,11 +5,13 @@ A name is bytes, whatever the locale: it stands in the manifest where those byte
 
 import os
 import stat
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from xdimo.errors import UserError
-from xdimo.files import content_hash, read_json
+from xdimo.files import file_hash, read_json, write_json
 
 PROBE = 2  # raised when probing changes: rows probed before are then probed again
 
@@ -74,37 +76,50 @@ def stamp(path: str | Path) -> list[int] | None:
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
-def made_from(folder: str | Path, *, window: int, decoder: str, expected: int | None) -> str:
-    """Hash over all that a manifest is made from, without reading a video. Raises UserError."""
-    listed = [[name_of(path, folder), stamp(path)] for path in list_videos(folder)]
-    return content_hash([PROBE, window, decoder, expected, listed])
+def looks(folder: str | Path) -> dict[str, list[int] | None]:
+    """Stamp of each file below ``folder`` by its name, without reading it. Raises UserError."""
+    return {name_of(path, folder): stamp(path) for path in list_videos(folder)}
 
 
-def seen_path(manifest: Path) -> Path:
-    """Holds what the manifest was made from."""
-    return manifest.with_name(f"{manifest.stem}.seen.json")
+def remember(manifest: Path, files: Mapping[str, list[int] | None], **made_with: Any) -> None:
+    """Leaves beside ``manifest`` what it was made from, for `is_current`."""
+    write_json(_seen(manifest), {"made_with": {**made_with, "probe": PROBE}, "files": files})
 
 
 def is_current(manifest: Path, folder: str | Path, **made_with: Any) -> bool:
     """Whether ``manifest`` was made from what lies in ``folder`` now, files of any age.
 
-    True as well where there is no such folder: results that were copied to another machine. A
-    manifest of an earlier version, which left nothing to compare, is taken for current where names
-    and sizes are its rows' and no file is newer. Raises UserError where a folder cannot be listed.
+    Files whose stamps are others are read: a copy of the same bytes is no change, and is remembered
+    as it looks now. True as well where there is no such folder: results on another machine. Raises
+    UserError where a folder cannot be listed.
     """
     if not manifest.exists() or not os.path.lexists(folder):
         return manifest.exists()
-    seen = seen_path(manifest)
+    now, asked = looks(folder), {**made_with, "probe": PROBE}
     try:
-        if seen.exists():
-            return bool(read_json(seen) == made_from(folder, **made_with))
-        made = read_json(manifest)
-        rows = {row["path"]: row["size_bytes"] for row in made["videos"]}
-        same_window = made["window"] == made_with["window"]
-    except (UserError, OSError, LookupError, TypeError):
+        told = read_json(manifest)
+        rows = {row["path"]: row for row in told["videos"]}
+        if _seen(manifest).exists():
+            seen = read_json(_seen(manifest))
+        else:  # an earlier version, which compared times with the manifest's
+            made_ns = manifest.stat().st_mtime_ns
+            older = {n: s for n, s in now.items() if s is None or s[1] <= made_ns}
+            same = {n: s for n, s in older.items() if (s and s[0]) == rows[n]["size_bytes"]}
+            seen = {"made_with": {**asked, "window": told["window"]}, "files": same}
+        if seen["made_with"] != asked or now.keys() != rows.keys():
+            return False
+        changed = [name for name in now if now[name] != seen["files"].get(name, "never seen")]
+        for name in changed:
+            sha256 = rows[name]["sha256"]
+            if sha256 is None or sha256 != file_hash(path_of(name, Path(folder))):
+                return False
+    except (UserError, OSError, LookupError, TypeError, AttributeError):
         return False
-    stamps = {name_of(path, folder): stamp(path) for path in list_videos(folder)}
-    newest = max((times[1] for times in stamps.values() if times), default=0)
-    sizes = {name: times and times[0] for name, times in stamps.items()}
-    known = {name: sizes.get(name) if size is None else size for name, size in rows.items()}
-    return bool(same_window and sizes == known and newest <= manifest.stat().st_mtime_ns)
+    if changed or not _seen(manifest).exists():
+        with suppress(OSError):  # somebody else's results
+            remember(manifest, now, **made_with)
+    return True
+
+
+def _seen(manifest: Path) -> Path:
+    return manifest.with_name(f"{manifest.stem}.seen.json")
