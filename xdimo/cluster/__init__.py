@@ -10,6 +10,8 @@ board       why each run waits, and what people ask to end
 work        what the queue is asked to do, and by what rules
 admission   what to submit now (pure)
 ending      what became of a job, from its files and the scheduler's reason
+submit      one submission, and what the scheduler answered
+follow      submitted work, until its end
 spool       the dispatcher: all of the above, one poll at a time
 watch       `xdimo status`
 preflight   `xdimo doctor --here`: what a job finds on the machine it was given

@@ -5,7 +5,6 @@ hosts with another, however many jobs there are. A command that fails or hangs s
 the jobs: nothing is concluded or submitted until one answers.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,40 +13,18 @@ from xdimo.cluster import ending as endings
 from xdimo.cluster import script
 from xdimo.cluster.admission import admit, why_waiting
 from xdimo.cluster.board import Board
-from xdimo.cluster.dialects import Job, Request, accepted, is_limit
+from xdimo.cluster.dialects import Job
 from xdimo.cluster.ending import Ending
+from xdimo.cluster.follow import Follower, Live
 from xdimo.cluster.hosts import Free, Host, free_cards
 from xdimo.cluster.ledger import CANCELLED, Entry, Ledger
 from xdimo.cluster.service import Service
 from xdimo.cluster.site import Silent, Site
+from xdimo.cluster.submit import submit
 from xdimo.cluster.work import PREFLIGHT, Ended, Rules, Work, matches
 from xdimo.files import read_json
-from xdimo.outcome import withdraw
 
 LONGEST_BACK_OFF_S = 300
-
-
-@dataclass
-class _Live:
-    """Submitted work."""
-
-    work: Work
-    entry: Entry
-    job: Job | None = None
-    gone: float | None = None  # when it was first seen to be over, or missing
-    ending: Ending | None = None  # over, and not yet handed on
-
-    @property
-    def target(self) -> str:
-        return self.entry.target
-
-    @property
-    def cards(self) -> int:
-        return self.entry.cards
-
-    @property
-    def alone(self) -> bool:
-        return self.entry.alone
 
 
 @dataclass
@@ -58,7 +35,7 @@ class Spool:
     say: Callable[[str], None]
     clock: Callable[[], float] = time.time
     waiting: dict[str, Work] = field(default_factory=dict)  # oldest first
-    live: dict[str, _Live] = field(default_factory=dict)
+    live: dict[str, Live] = field(default_factory=dict)
     _lock: int = -1
     _others: dict[str, Entry] = field(default_factory=dict)  # in the ledger, not asked for here
     _missing: dict[str, float] = field(default_factory=dict)  # of those, since when
@@ -71,6 +48,7 @@ class Spool:
     def __post_init__(self) -> None:
         self._service = Service(self.rules.targets, self.rules.closed_s)
         self._board = Board(self.ledger.folder)
+        self._follower = Follower(self.site, self.rules, self._once)
 
     def open(self) -> None:
         """Takes the ledger. Raises UserError where another process holds it."""
@@ -97,7 +75,7 @@ class Spool:
             self.ledger.change(entry, stage="closed", outcome="killed", reason="cancelled")
             self._wait(work)
         elif entry.content == work.content and (work.interrupted or not over):
-            self.live[work.name] = _Live(work, entry)
+            self.live[work.name] = Live(work, entry)
             self.say(f"{work.name}: adopted job {entry.job or entry.job_name}")
         elif over:  # asked for anew
             self.ledger.change(entry, stage="closed")
@@ -187,20 +165,17 @@ class Spool:
 
     # -- following submitted work ----------------------------------------------------------------
 
-    def _follow(self, live: _Live, jobs: Mapping[str, Job], now: float) -> None:
+    def _follow(self, live: Live, jobs: Mapping[str, Job], now: float) -> None:
         if live.entry.job is None and not self._recover(live, now):
             return
-        assert live.entry.job is not None
-        job = jobs.get(live.entry.job)
-        if job is not None:
-            live.job = job
-        if job is not None and job.alive:
-            live.gone = None
+        ending = self._follower.look(live, jobs.get(live.entry.job or ""), now)
+        if ending is None:
             return
-        live.gone = live.gone or now
-        self._conclude(live, job, now - live.gone)
+        if ending.outcome == "lost":
+            self._end_now(live.entry)  # should it live after all, its work must not run twice
+        self._finish(live, ending)
 
-    def _recover(self, live: _Live, now: float) -> bool:
+    def _recover(self, live: Live, now: float) -> bool:
         """A submission that was cut: whether it reached the queue, under the name we gave it."""
         entry = live.entry
         try:
@@ -221,44 +196,7 @@ class Spool:
             self._wait(live.work)
         return False
 
-    def _conclude(self, live: _Live, job: Job | None, since_s: float) -> None:
-        """``job``: its line of the status answer; None where it is missing there."""
-        work, entry = live.work, live.entry
-        assert entry.job is not None
-        own = endings.found(work.answer, entry.job, work.is_run)
-        if own is not None and own.answered:
-            self._finish(live, own)
-            return
-        patience_s = self.rules.latency_s if job is not None else self.rules.grace_s
-        if own is None and since_s < patience_s:
-            return
-        try:
-            reason = self.site.reason(entry.job)
-        except Silent as silent:
-            reason = None
-            if since_s < max(self.rules.grace_s, self.rules.latency_s):
-                self._once(f"{work.name}: {silent}; asking again")
-                return
-        if job is None:
-            fallback = Ending("lost", f"job {entry.job} vanished without a trace")
-        else:
-            fallback = Ending("crash", f"job {entry.job} ended as {job.state}, without its answer")
-        ending = endings.by_scheduler(own, reason, fallback)
-        if ending.outcome == "lost":
-            self._end_now(entry)  # should it live after all, its work must not run twice
-        if work.is_run and ending != own:
-            host = live.job.host if live.job else None
-            endings.record(
-                work.answer,
-                run=work.name,
-                spec=work.content,
-                ending=ending,
-                job=entry.job,
-                host=host,
-            )
-        self._finish(live, ending)
-
-    def _finish(self, live: _Live, ending: Ending) -> None:
+    def _finish(self, live: Live, ending: Ending) -> None:
         live.ending = ending
         retry = ending.retried and not live.entry.cancelled
         live.entry = self.ledger.change(live.entry, outcome=ending.outcome, reason=ending.reason)
@@ -288,7 +226,7 @@ class Spool:
         entry = self.ledger.newest(look.name)
         return entry is not None and entry.content == look.content and entry.outcome == "ok"
 
-    def _preflown(self, live: _Live, ending: Ending) -> None:
+    def _preflown(self, live: Live, ending: Ending) -> None:
         problems = [ending.reason or ending.outcome]
         if ending.answered:
             answer = read_json(live.work.answer)
@@ -328,7 +266,7 @@ class Spool:
                 self._end_now(live.entry)
                 self._give_up(live, Ending("unavailable", out[live.target]))
 
-    def _give_up(self, live: _Live, ending: Ending) -> None:
+    def _give_up(self, live: Live, ending: Ending) -> None:
         self.ledger.change(
             live.entry, stage="refused", outcome=ending.outcome, reason=ending.reason
         )
@@ -389,51 +327,20 @@ class Spool:
     def _submit_one(self, work: Work) -> bool:
         """Whether more may be submitted in this poll."""
         target = self.rules.targets[work.target]
-        assert target.queue is not None, "open_spool refuses such targets"
-        entry = self.ledger.begin(work.name, work.content, work.target, work.cards, work.alone)
-        request = Request(
-            name=entry.job_name,
-            queue=target.queue,
-            hosts=tuple(target.hosts),
-            cpus=work.cpus,
-            gpus=work.cards if target.device == "cuda" else 0,
-            walltime_min=work.walltime_min,
-            memory_gb=target.memory_gb,
-            output="output.log",
-            error="error.log",
-        )
-        path = script.write(entry.folder, work.command, work.workdir, self.site.dialect)
-        text = script.stub(path)
-        withdraw(work.answer)
-        work.answer.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            answer = self.site.ask(
-                self.site.dialect.submit_command(request),
-                stdin=text,
-                folder=entry.folder,
-                keep_open=[self._lock] if self._lock >= 0 else [],
-            ).text
-        except Silent as silent:
-            self.say(f"{work.name}: {silent}; looking for it in the queue")
-            del self.waiting[work.name]
-            self.live[work.name] = _Live(work, entry)
+        done = submit(self.site, self.ledger, work, target, self._lock)
+        if done.answer == "limit":
+            self._once(f"the queue takes no more jobs for now ({done.words}); waiting", key="limit")
             return False
-        job = accepted(answer)
-        if job is not None:
-            del self.waiting[work.name]
-            entry = self.ledger.change(entry, stage="submitted", job=job)
-            self.live[work.name] = _Live(work, entry)
-            self._said.discard("limit")
-            self.say(f"{work.name}: submitted as job {job} to {target.queue}")
-            return True
-        words = " ".join(answer.split())
-        if is_limit(answer):
-            shutil.rmtree(entry.folder)
-            self._once(f"the queue takes no more jobs for now ({words}); waiting", key="limit")
-            return False
-        self.ledger.change(entry, stage="refused", outcome="rejected", reason=words)
         del self.waiting[work.name]
-        self._refuse(work, Ending("rejected", words))
+        if done.answer == "refused":
+            self._refuse(work, Ending("rejected", done.words))
+            return True
+        self.live[work.name] = Live(work, done.entry)
+        if done.answer == "unheard":
+            self.say(f"{work.name}: {done.words}; looking for it in the queue")
+            return False
+        self._said.discard("limit")
+        self.say(f"{work.name}: submitted as job {done.entry.job} to {target.queue}")
         return True
 
     # -- what people see -------------------------------------------------------------------------

@@ -1,0 +1,61 @@
+"""One submission: its folder, its script, the command, and what the scheduler answered."""
+
+import shutil
+from dataclasses import dataclass
+from typing import Literal
+
+from xdimo.cluster import script
+from xdimo.cluster.dialects import Request, accepted, is_limit
+from xdimo.cluster.ledger import Entry, Ledger
+from xdimo.cluster.site import Silent, Site
+from xdimo.cluster.work import Work
+from xdimo.config import Target
+from xdimo.outcome import withdraw
+
+
+@dataclass(frozen=True)
+class Submission:
+    """``unheard``: it may have arrived. ``limit``: not now. ``refused``: never."""
+
+    answer: Literal["accepted", "unheard", "limit", "refused"]
+    entry: Entry
+    words: str  # of the scheduler, on one line
+
+
+def submit(site: Site, ledger: Ledger, work: Work, target: Target, lock: int) -> Submission:
+    """Submits ``work`` once. ``lock``: the ledger's, which the command holds too; -1 = none."""
+    assert target.queue is not None, "open_spool refuses such targets"
+    entry = ledger.begin(work.name, work.content, work.target, work.cards, work.alone)
+    request = Request(
+        name=entry.job_name,
+        queue=target.queue,
+        hosts=tuple(target.hosts),
+        cpus=work.cpus,
+        gpus=work.cards if target.device == "cuda" else 0,
+        walltime_min=work.walltime_min,
+        memory_gb=target.memory_gb,
+        output="output.log",
+        error="error.log",
+    )
+    path = script.write(entry.folder, work.command, work.workdir, site.dialect)
+    text = script.stub(path)
+    withdraw(work.answer)
+    work.answer.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        answer = site.ask(
+            site.dialect.submit_command(request),
+            stdin=text,
+            folder=entry.folder,
+            keep_open=[lock] if lock >= 0 else [],
+        ).text
+    except Silent as silent:
+        return Submission("unheard", entry, str(silent))
+    words = " ".join(answer.split())
+    job = accepted(answer)
+    if job is not None:
+        return Submission("accepted", ledger.change(entry, stage="submitted", job=job), words)
+    if is_limit(answer):
+        shutil.rmtree(entry.folder)
+        return Submission("limit", entry, words)
+    entry = ledger.change(entry, stage="refused", outcome="rejected", reason=words)
+    return Submission("refused", entry, words)
