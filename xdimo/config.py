@@ -188,6 +188,11 @@ class Target(Strict):
     card: str = Field(description="its entry in hardware.yaml")
     device: Device = Field("cuda", description="cpu = processes instead of GPUs")
     gpus: Positive = Field(4, description="GPUs of a run, one process each")
+    gpu_request: str | None = Field(
+        None,
+        description="the submission's option for GPUs, {n} = their number; null = the dialect's; "
+        "`-R rusage[ngpus={n}]` where cards are a numeric resource (LSF 9, OpenLava)",
+    )
     gpus_total: Positive = Field(description="cards of this type at the site")
     gpus_free: int = Field(ge=0, description="of those, not taken by others")
     queue: str | None = Field(None, description="the scheduler's queue; null = this machine")

@@ -1,6 +1,7 @@
 """One YAML file -> Bench, checked once, before any job. Every refusal is one line."""
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -238,6 +239,14 @@ def _check_implementation(bench: Bench) -> None:
             )
 
 
+def _is_option(text: str) -> bool:
+    """Whether it is words of a command line, the first an option, with {n} in them."""
+    try:
+        return text.startswith("-") and len(shlex.split(text)) > 1 and "{n}" in text
+    except ValueError:
+        return False
+
+
 def _check_target(path: str, target: Target, hardware: Hardware) -> None:
     if target.card not in hardware.cards:
         cards = ", ".join(hardware.cards)
@@ -257,6 +266,11 @@ def _check_target(path: str, target: Target, hardware: Hardware) -> None:
         raise UserError(
             f"{path}.gpus_free: {target.gpus_free}, but a run takes {target.gpus}; "
             "free cards, lower gpus, or set enabled: false with a reason"
+        )
+    if target.gpu_request is not None and not _is_option(target.gpu_request):
+        raise UserError(
+            f"{path}.gpu_request: {target.gpu_request!r}; expected an option with {{n}} for the "
+            "number of GPUs, such as -R rusage[ngpus={n}], or null"
         )
     if not target.enabled and not target.reason:
         raise UserError(f"{path}.reason: missing; a target with enabled: false says why")

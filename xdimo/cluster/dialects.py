@@ -5,6 +5,7 @@ columns are asked for. Nothing passes through a shell: arguments are a list.
 """
 
 import re
+import shlex
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class Request:
     memory_gb: int | None  # None = as the queue has it
     output: str
     error: str
+    gpu_request: str | None = None  # option for GPUs, {n} = their number; None = the dialect's
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ class Job:
 class Dialect:
     name: str
     submit: str
-    gpus: tuple[str, str]  # the option, and its value where {n} is their number
+    gpus: str  # the option, where {n} is their number
     memory: str  # a limit of {mb} times 10^6 bytes
+    memory_plain: str  # where cards are a numeric resource; {kb} times 1,024 bytes
     status: str
     kill: tuple[str, ...]
     history: str
@@ -77,14 +80,19 @@ class Dialect:
 
     def submit_command(self, request: Request) -> list[str]:
         command = [self.submit, "-J", request.name, "-q", request.queue, "-n", str(request.cpus)]
-        command += ["-R", "span[hosts=1]"]
-        if request.gpus:
-            option, value = self.gpus
-            command += [option, value.format(n=request.gpus)]
+        template = shlex.split(request.gpu_request or self.gpus)
+        gpus = [word.replace("{n}", str(request.gpus)) for word in template if request.gpus]
+        numeric = template[0] == "-R"
+        if numeric:  # one -R for all: not every version adds a second one to the first
+            command += ["-R", " ".join([*gpus[1:], "span[hosts=1]"])]
+        else:
+            command += ["-R", "span[hosts=1]", *gpus]
         if request.hosts:
             command += ["-m", " ".join(request.hosts)]
         if request.memory_gb is not None:
-            command += ["-M", self.memory.format(mb=1000 * request.memory_gb)]
+            limit = self.memory_plain if numeric else self.memory
+            mb = 1000 * request.memory_gb
+            command += ["-M", limit.format(mb=mb, kb=mb * 10**6 // 1024)]
         command += ["-o", request.output, "-e", request.error]
         return [*command, "-W", str(request.walltime_min)]
 
@@ -106,8 +114,9 @@ class Dialect:
 LSF = Dialect(
     name="lsf",
     submit="bsub",
-    gpus=("-gpu", "num={n}:mode=exclusive_process"),
+    gpus="-gpu num={n}:mode=exclusive_process",
     memory="{mb}MB",  # without a unit a site's own, LSF_UNIT_FOR_LIMITS, would hold
+    memory_plain="{kb}",  # LSF 9 and OpenLava know no units
     status="bjobs",
     kill=("bkill",),
     history="bhist",
@@ -118,8 +127,9 @@ LSF = Dialect(
 JH = Dialect(
     name="jh",
     submit="jsub",
-    gpus=("-gpgpu", "{n}"),
+    gpus="-gpgpu {n}",
     memory="{mb}",
+    memory_plain="{mb}",
     status="jjobs",
     kill=("jctrl", "kill"),
     history="jhist",

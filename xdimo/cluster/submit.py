@@ -34,6 +34,7 @@ def submit(site: Site, ledger: Ledger, work: Work, target: Target, lock: int) ->
         gpus=work.cards if target.device == "cuda" else 0,
         walltime_min=work.walltime_min,
         memory_gb=target.memory_gb,
+        gpu_request=target.gpu_request,
         output="output.log",
         error="error.log",
     )
