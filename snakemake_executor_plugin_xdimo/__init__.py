@@ -162,7 +162,7 @@ class Executor(RemoteExecutor):
                 self.logger.info(f"dropped, not submitted yet: {', '.join(dropped)}")
             if not left:
                 return
-            names = ", ".join(f"{entry.work} (job {entry.job})" for entry in left)
+            names = ", ".join(f"{entry.work} ({entry.label})" for entry in left)
             if self._ask_to_end(names):
                 try:
                     self.logger.info(self.spool.end(left))

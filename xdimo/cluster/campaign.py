@@ -171,5 +171,5 @@ def cancel(bench: Bench, names: Sequence[str]) -> str:
         said = end(site, entries)
     except Silent as silent:
         raise UserError(f"{silent}; nothing is known to have ended, ask again") from None
-    ended = ", ".join(f"{entry.work} (job {entry.job})" for entry in entries)
+    ended = ", ".join(f"{entry.work} ({entry.label})" for entry in entries)
     return f"ended: {ended or 'no job'}" + (f"\n{said}" if said else "")

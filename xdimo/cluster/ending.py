@@ -1,5 +1,6 @@
 """What became of a job: from what its run wrote, else from what the scheduler says."""
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,18 +48,37 @@ def meaning(reason: str | None) -> Outcome | None:
     return _MEANING.get(reason, "killed" if reason.startswith("TERM_") else None)
 
 
+def attempts(run: Path) -> list[Path]:
+    """Folders of a run's attempts, the newest first."""
+    found = [path for path in run.glob("attempts/*") if path.name.isdigit()]
+    return sorted(found, key=lambda path: int(path.name), reverse=True)
+
+
+def begun_by(attempt: Path) -> str | None:
+    """The job that began it; None where its log does not tell."""
+    try:
+        with open(attempt / "log.jsonl", encoding="utf-8") as log:
+            return str(json.loads(log.readline())["job"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def of_run(answer: Path, job: str) -> tuple[Path, dict[str, Any]] | None:
     """The newest attempt that ``job`` has ended: its folder and its run.json."""
-    attempts = answer.parent / "attempts"
-    numbers = sorted((int(p.name) for p in attempts.glob("*") if p.name.isdigit()), reverse=True)
-    for number in numbers:
+    for attempt in attempts(answer.parent):
         try:
-            run = read_json(attempts / str(number) / "run.json")
+            run = read_json(attempt / "run.json")
         except UserError:
             continue  # begun, and not ended
         if run.get("job") == job:
-            return attempts / str(number), run
+            return attempt, run
     return None
+
+
+def sign_of_life(answer: Path) -> float:
+    """When a run last wrote into its log; 0 where there is none."""
+    logs = (attempt / "log.jsonl" for attempt in attempts(answer.parent))
+    return max((log.stat().st_mtime for log in logs if log.exists()), default=0)
 
 
 def found(answer: Path, job: str, is_run: bool) -> Ending | None:
@@ -142,16 +162,13 @@ def record(
 
 
 def _attempt(answer: Path, job: str | None, ending: Ending) -> Path:
-    attempts = answer.parent / "attempts"
-    attempts.mkdir(parents=True, exist_ok=True)
     if job is not None and (mine := of_run(answer, job)):
         return mine[0]
-    last = max((int(p.name) for p in attempts.iterdir() if p.name.isdigit()), default=0)
-    newest = attempts / str(last)
-    if last and _takes(newest, job, ending):
+    newest = next(iter(attempts(answer.parent)), None)
+    if newest and _takes(newest, job, ending):
         return newest
-    folder = attempts / str(last + 1)
-    folder.mkdir()
+    folder = answer.parent / "attempts" / str(1 + int(newest.name) if newest else 1)
+    folder.mkdir(parents=True)
     return folder
 
 

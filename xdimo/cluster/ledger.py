@@ -53,6 +53,11 @@ class Entry:
         return f"{self.work}.{self.number}.{self.token}"
 
     @property
+    def label(self) -> str:
+        """The job as people are told of it."""
+        return f"job {self.job}" if self.job else f"job named {self.job_name}, id not known yet"
+
+    @property
     def cancelled(self) -> bool:
         return (self.folder / CANCELLED).exists()
 

@@ -156,10 +156,9 @@ def memory_claims(bench: Bench, hardware: Hardware) -> Iterator[Finding]:
     """Cards of the config with their memory; a site's own page has been wrong about it."""
     for name, target in bench.targets.items():
         card = hardware.cards[target.card]
-        if target.device == "cuda" and card.memory_gb is not None:
-            yield Finding(
-                True, f"{name}: {card.label}, {card.memory_gb:g} GB a card (hardware.yaml)"
-            )
+        if target.device == "cuda":
+            memory = "no memory_gb" if card.memory_gb is None else f"{card.memory_gb:g} GB a card"
+            yield Finding(True, f"{name}: {card.label}, {memory} (hardware.yaml)")
 
 
 def _cards(bench: Bench, hardware: Hardware) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from statistics import median
 
 from xdimo.cluster.board import Board
 from xdimo.cluster.dialects import Job
+from xdimo.cluster.ending import attempts, begun_by
 from xdimo.cluster.ledger import Entry, Ledger
 from xdimo.cluster.site import Silent, Site
 from xdimo.config import Bench
@@ -72,7 +73,10 @@ def _in_queue(
         return Line(entry.work, "over", f"{name}, not yet looked at by a controller")
     if job.state == "pending":
         return Line(entry.work, "pending", "; ".join([name, *_one(reasons.get(entry.job))]))
-    notes = [name, f"on {job.host or '?'}", *_progress(folder)]
+    logs = [attempt for attempt in attempts(folder) if (attempt / "log.jsonl").exists()]
+    notes = [name, f"on {job.host or '?'}"]
+    if logs and begun_by(logs[0]) == entry.job:  # else it is of an attempt before
+        notes += _progress(folder)
     return Line(entry.work, job.state, ", ".join(notes))
 
 
@@ -98,14 +102,11 @@ def _reasons(site: Site) -> dict[str, str]:
 
 def _progress(folder: Path) -> list[str]:
     """Since when, which step, and how long still, from the newest attempt's log."""
-    attempts = sorted(
-        (path for path in folder.glob("attempts/*/log.jsonl")),
-        key=lambda path: int(path.parent.name),
-    )
-    if not attempts:
+    logs = [log for attempt in attempts(folder) if (log := attempt / "log.jsonl").exists()]
+    if not logs:
         return []
     events = []
-    for line in attempts[-1].read_text(encoding="utf-8").splitlines():
+    for line in logs[0].read_text(encoding="utf-8").splitlines():
         try:
             events.append(json.loads(line))
         except ValueError:
@@ -126,9 +127,9 @@ def _progress(folder: Path) -> list[str]:
 
 
 def _ended(run: str, folder: Path) -> Line:
-    paths = sorted(folder.glob("attempts/*/run.json"), key=lambda path: int(path.parent.name))
-    top = folder / "run.json"
-    path = top if top.exists() else paths[-1] if paths else None
+    # The newest attempt: the answer above it may be of one before.
+    paths = [attempt / "run.json" for attempt in attempts(folder)] + [folder / "run.json"]
+    path = next((path for path in paths if path.exists()), None)
     if path is None:
         return Line(run, "not started", "")
     ending = read_json(path)
