@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from argparse import ArgumentParser
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.cluster import slurm as slurms
 from tests.cluster.place import place, tally
-from tests.cluster.test_controller import kill_at_random
+from tests.cluster.trouble import at_random
 from xdimo.cluster.admission import Limits
 from xdimo.cluster.dialects import JH
 from xdimo.cluster.ledger import Ledger
@@ -31,18 +32,20 @@ POLL_S = 20
 
 
 def campaigns(seeds: int) -> None:
-    """Full matrices whose controller is killed four times at random moments."""
+    """Full matrices, each with eight kinds of trouble at random moments."""
     cluster, daemons = slurms.start()
+    troubles = []
     print("| dialect | campaigns | runs | jobs | lost | doubled | false outcomes | broken limits |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     try:
         for dialect in ("jh", "lsf"):
             counts = dict.fromkeys(("runs", "jobs", "lost", "doubled", "false", "broken"), 0)
+            done: Counter[str] = Counter()
             for seed in range(seeds):
                 with tempfile.TemporaryDirectory() as folder:
-                    here = place(cluster, dialect, Path(folder) / "work")
+                    here = place(cluster, dialect, Path(folder) / "work", train__repeats=2)
                     try:
-                        kill_at_random(here, 100 + seed)
+                        done.update(at_random(here, 100 + seed))
                     except AssertionError as error:
                         counts["broken"] += 1
                         print(f"seed {100 + seed}: {str(error)[:300]}", file=sys.stderr)
@@ -56,6 +59,8 @@ def campaigns(seeds: int) -> None:
                 f"| {dialect} | {seeds} | {' | '.join(str(n) for n in counts.values())} |",
                 flush=True,
             )
+            troubles.append(f"{dialect}: " + ", ".join(f"{n} x {t}" for t, n in done.items()))
+        print("", *troubles, sep="\n")
     finally:
         slurms.stop(cluster, daemons)
 

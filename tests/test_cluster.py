@@ -157,14 +157,10 @@ def test_status_answers() -> None:
     assert [job.alive for job in jobs.values()] == [True, True, True, False]
     assert [job.host for job in jobs.values()] == [None, "h01", "h01", "h01"]
     assert read_jobs(head) == {} == read_jobs("No unfinished job found\n")
-    for rubbish in (
-        "",
-        "Segmentation fault",
-        "JOBID;STAT\n",
-        head + "seven;RUN;q;h",
-        head + "7;HM;q;h",
-    ):
+    for rubbish in ("", "Segmentation fault", "JOBID;STAT\n"):
         assert read_jobs(rubbish) is None
+    assert read_jobs(head + "seven;RUN;q;h") == {}
+    assert read_jobs("Job <run.1.1a2b3c> is not found\n") == {}
     assert read_reason("... Exited; TERM_MEMLIMIT: job killed ...") == "TERM_MEMLIMIT"
     assert read_reason("Exited with exit code 1") is None
 
@@ -270,6 +266,7 @@ def test_a_transcript_names_no_user_and_answers_again(tmp_path: Path) -> None:
     assert answer(["jjobs", "-u", "all"]).text == "JOBID USER STAT\n7 user RUN\n8 user PEND\n"
     assert answer(["jjobs", "-u", "all"]).text == "JOBID USER STAT\n"
     assert "zhang" not in mask("Job <7>, User <zhang>, Output File <zhang/x>")
+    assert "zhang" not in mask(f"a notice\n{table}")
     with pytest.raises(UserError, match=r"no .*answer to jhosts"):
         answer(["jhosts"])
 

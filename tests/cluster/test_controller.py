@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import pty
-import random
 import signal
 import subprocess
 import termios
@@ -16,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.place import HOSTS, Make, Place, Watch, assert_good, until
+from tests.cluster.place import HOSTS, Make, Place, Watch, until
+from tests.cluster.trouble import at_random
 from xdimo.files import read_json
 
 
@@ -65,25 +65,12 @@ def test_a_controller_that_ends_leaves_its_jobs(
         assert len([job for job in here.jobs() if job["name"].startswith(run)]) >= 1
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_killed_at_random(site: Make, seed: int) -> None:
-    kill_at_random(site(), seed)
-
-
-def kill_at_random(here: Place, seed: int, kills: int = 4) -> None:
-    """A controller killed again and again, then one that is let be. Raises AssertionError."""
-    chance = random.Random(seed)
-    here.behave(default={"seconds": 1})
-    with Watch(here) as watch:
-        for _ in range(kills):
-            process = here.snakemake("all")
-            time.sleep(chance.uniform(0.8, 4))
-            process.kill()
-            process.wait()
-        assert here.finish(here.snakemake("all")) == 0, here.said()
-    watch.check()
-    assert_good(here)
-    assert all(here.outcomes(run) == ["ok"] for run in here.runs)
+@pytest.mark.parametrize("trouble", ["kills", "all"])
+def test_trouble_at_random(site: Make, trouble: str) -> None:
+    here = site()
+    at_random(here, 1, ["kill"] * 4 if trouble == "kills" else None)
+    if trouble == "kills":
+        assert all(here.outcomes(run) == ["ok"] for run in here.runs)
 
 
 def test_two_controllers(site: Make) -> None:

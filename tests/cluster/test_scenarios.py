@@ -4,10 +4,12 @@ Each ends with every run's one true outcome: none lost, none run twice at once, 
 """
 
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.cluster.place import HOSTS, Make, Place, Watch, assert_good, until
+from tests.cluster.place import HOSTS, Make, Place, Watch, assert_good, place, until
+from tests.cluster.slurm import Slurm
 
 
 def assert_ok(site: Place, *runs: str) -> None:
@@ -224,17 +226,34 @@ def test_a_requeued_job_starts_afresh(site: Make) -> None:
     [job] = until(lambda: here.jobs("RUNNING"))
     until(lambda: (here.run_folder("gpu_h200-bs1-r1") / "attempts/1/log.jsonl").exists())
     here.behave()
-    here.slurm.run("scontrol", "requeue", job["id"])
-    # Slurm holds a requeued job back for a while, and would revoke what starts in the same second.
-    until(lambda: job["id"] in [pending["id"] for pending in here.jobs("PENDING")])
-    time.sleep(2)
-    here.slurm.run("scontrol", "update", f"JobId={job['id']}", "StartTime=now", check=False)
+    here.requeue(job["id"])
     assert here.finish(process) == 0, here.said()
     attempts = here.attempts("gpu_h200-bs1-r1")
     assert [a["outcome"] for a in attempts][-1] == "ok"
     assert {a["job"] for a in attempts} == {job["id"]}
     folder = here.run_folder("gpu_h200-bs1-r1") / "attempts"
     assert all(len(path.read_text().splitlines()) == 1 for path in folder.glob("*/log.jsonl"))
+
+
+def test_lsf_9(slurm: Slurm, tmp_path: Path) -> None:
+    """Cards are a numeric resource, `bhosts` has no `-o`, and a full host is no outage."""
+    target = {"gpu_request": "-R rusage[ngpus={n}]", "memory_gb": 64}
+    changes = {f"targets__gpu_h200__{key}": value for key, value in target.items()}
+    here = place(slurm, "lsf", tmp_path / "work", queue__closed_s=0.5, **changes)
+    here.set(old="yes", noise="LSF: a notice; of the site")
+    other = slurm.hold("h01", 5)
+    until(lambda: here.slurm.jobs("-t", "R"))
+    process = here.snakemake("gpu_h200")
+    until(lambda: here.jobs("PENDING"))
+    time.sleep(1.5)
+    slurm.run("scancel", other)
+    assert here.finish(process) == 0, here.said()
+    assert here.outcomes("gpu_h200-bs1-r1") == here.outcomes("gpu_h200-bs4-r1") == ["ok"]
+    options = (here.knobs / "options").read_text()
+    assert "-R rusage[ngpus=4] span[hosts=1] " in options
+    assert "-M 62500000 " in options
+    asked = {job["gres"] for job in here.jobs()}
+    assert len(asked) == 1 and asked.pop().endswith("gpu:4")
 
 
 @pytest.mark.parametrize("when", ["from the start", "while its runs wait"])

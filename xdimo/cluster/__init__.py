@@ -11,6 +11,7 @@ work        what the queue is asked to do, and by what rules
 admission   what to submit now (pure)
 ending      what became of a job, from its files and the scheduler's reason
 submit      one submission, and what the scheduler answered
+earlier     jobs that no work here follows, and that may live again
 follow      submitted work, until its end
 spool       the dispatcher: all of the above, one poll at a time
 watch       `xdimo status`

@@ -7,8 +7,8 @@ columns are asked for. Nothing passes through a shell: arguments are a list.
 import re
 import shlex
 import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from xdimo.errors import UserError
@@ -32,6 +32,18 @@ _STATES: dict[str, State] = {
     "DONE": "done",
     "EXIT": "exit",
 }
+
+# What the scheduler says to a submission that it does not take.
+_NEVER = re.compile(r"[A-Z]_?LIMIT\b|(?i:hard limit)")  # more than the queue ever gives
+_LIMIT = re.compile(r"上限|limit|threshold", re.IGNORECASE)  # too many pending jobs
+_CLOSED = re.compile(r"Queue has been closed", re.IGNORECASE)
+_AWAY = re.compile(
+    r"not responding|is down|please wait|try later|timed? ?out|cannot connect|connection refused",
+    re.IGNORECASE,
+)
+_NO_JOB = re.compile(r"^\s*(No .*job.* found|Job <.+> is not found)", re.IGNORECASE | re.MULTILINE)
+
+RUN_LIMIT_CODE = 140  # killed by SIGUSR2, which nothing but a run limit sends
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,16 @@ class Job:
 
 
 @dataclass(frozen=True)
+class History:
+    """What the history says of a job, since it was started last."""
+
+    known: bool  # whether it knows the job at all
+    reason: str | None = None  # TERM_RUNLIMIT, exit code 140, ...
+    code: int | None = None  # exit code, 0 = done; None = no end there
+    requeued: bool = False  # it will be started again, under the same id
+
+
+@dataclass(frozen=True)
 class Dialect:
     name: str
     submit: str
@@ -74,9 +96,10 @@ class Dialect:
     status: str
     kill: tuple[str, ...]
     history: str
-    hosts: tuple[str, ...]
+    hosts: tuple[tuple[str, ...], ...]  # the next one where a site's version lacks the one before
     limits: tuple[str, ...] | None  # what the user may still submit
     job_variable: str  # of a job's environment: its id
+    environment: Mapping[str, str] = field(default_factory=dict)  # of its commands
 
     def submit_command(self, request: Request) -> list[str]:
         command = [self.submit, "-J", request.name, "-q", request.queue, "-n", str(request.cpus)]
@@ -120,9 +143,13 @@ LSF = Dialect(
     status="bjobs",
     kill=("bkill",),
     history="bhist",
-    hosts=("bhosts", "-o", "host_name status max njobs ngpus ngpus_alloc delimiter=';'"),
+    hosts=(
+        ("bhosts", "-o", "host_name status max njobs ngpus ngpus_alloc delimiter=';'"),
+        ("bhosts", "-w"),  # without -w a full host is called closed
+    ),
     limits=None,
     job_variable="LSB_JOBID",
+    environment={"LSB_NTRIES": "1"},  # else bsub waits at the pending limit, and tries for ever
 )
 JH = Dialect(
     name="jh",
@@ -133,7 +160,7 @@ JH = Dialect(
     status="jjobs",
     kill=("jctrl", "kill"),
     history="jhist",
-    hosts=("jhosts", "-w"),
+    hosts=(("jhosts", "-w"),),
     limits=("jlimits", "-n"),
     job_variable="JH_JOBID",
 )
@@ -162,34 +189,64 @@ def accepted(answer: str) -> str | None:
 
 def is_limit(answer: str) -> bool:
     """Whether a refusal means: not now (too many pending jobs), rather than: never."""
-    if accepted(answer) or re.search(r"(RUN|MEM|CPU)_?LIMIT|hard limit", answer, re.IGNORECASE):
-        return False  # accepted, or asking for more than the queue ever gives
-    return bool(re.search(r"上限|limit", answer, re.IGNORECASE))
+    if accepted(answer) or _NEVER.search(answer):
+        return False
+    return bool(_LIMIT.search(answer))
+
+
+def is_closed(answer: str) -> bool:
+    """Whether a refusal means that the queue takes no jobs for now."""
+    return bool(_CLOSED.search(answer))
+
+
+def is_away(answer: str) -> bool:
+    """Whether the scheduler could not be reached: the submission may have arrived."""
+    return bool(_AWAY.search(answer))
 
 
 def read_jobs(answer: str) -> dict[str, Job] | None:
-    """The table of jobs, by id. A header alone is an answer, of no jobs; None = no answer."""
-    lines = [line for line in answer.splitlines() if line.strip()]
-    if lines and re.match(r"No .*job.* found", lines[0].strip()):
-        return {}
-    if not lines:
-        return None
-    columns = [column.strip().upper() for column in lines[0].split(";")]
-    if not {"JOBID", "STAT", "QUEUE"} <= set(columns):
-        return None
+    """The table of jobs, by id. A header alone is an answer, of no jobs; None = no answer.
+
+    Lines around the table, and rows without a job's id, are passed over. A state that is not known
+    here is its job's alone.
+    """
+    rows = [[cell.strip() for cell in line.split(";")] for line in answer.splitlines()]
+    while rows and not {"JOBID", "STAT", "QUEUE"} <= {cell.upper() for cell in rows[0]}:
+        rows.pop(0)
+    if not rows:
+        return {} if _NO_JOB.search(answer) else None
+    columns = [cell.upper() for cell in rows[0]]
     jobs = {}
-    for line in lines[1:]:
-        row = dict(zip(columns, (cell.strip() for cell in line.split(";")), strict=False))
-        if not row["JOBID"].isdigit() or row.get("STAT") not in _STATES or "QUEUE" not in row:
-            return None
-        host = re.sub(r"^\d+\*", "", row.get("EXEC_HOST", "-").split(":")[0])
+    for row in rows[1:]:
+        cells = dict(zip(columns, row, strict=False))
+        if not cells.get("JOBID", "").isdigit():
+            continue
+        host = re.sub(r"^\d+\*", "", cells.get("EXEC_HOST", "-").split(":")[0])
         known = host not in ("", "-")
-        job = Job(row["JOBID"], _STATES[row["STAT"]], row["QUEUE"], host if known else None)
+        state = _STATES.get(cells.get("STAT", ""), "unknown")
+        job = Job(cells["JOBID"], state, cells.get("QUEUE", ""), host if known else None)
         jobs[job.id] = job
     return jobs
 
 
+def read_history(answer: str) -> History:
+    text = re.sub(r"\n {12,}", "", answer)  # lines are wrapped, in the middle of words too
+    known = bool(re.search(r"\bJob\s*<\d+>|\bTERM_|\bExited\b|\bDone\b", text))
+    known = known and not _NO_JOB.search(text)
+    *_, last = re.split(r"has been requeued|TERM_REQUEUE_\w+", text)
+    begun = re.search(r"\b(Start(ed|ing)|Dispatched|Exited|Completed|Done)\b", last)
+    if last != text and not begun:
+        return History(known, "requeued", requeued=True)
+    code = None
+    for how, number in re.findall(r"(exit code|by signal)\s+(\d+)", last):
+        code = int(number) + (128 if how == "by signal" else 0)
+    if code is None and re.search(r"\bDone\b", last):
+        code = 0
+    found = re.findall(r"\bTERM_[A-Z_]+", last)
+    limit = f"exit code {code}" if code == RUN_LIMIT_CODE else None
+    return History(known, found[-1] if found else limit, code)
+
+
 def read_reason(history: str) -> str | None:
     """Why the scheduler ended a job (TERM_RUNLIMIT ...); None where it says nothing of it."""
-    found = re.findall(r"\bTERM_[A-Z_]+", history)
-    return found[-1] if found else None
+    return read_history(history).reason

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xdimo.cluster.dialects import RUN_LIMIT_CODE
 from xdimo.errors import UserError
 from xdimo.files import file_hash, read_json, write_json
 from xdimo.outcome import ANSWERS, RETRIED, Outcome
@@ -16,6 +17,7 @@ SCHEMA = 1  # of run.json
 # The scheduler's reasons that mean more than "it ended".
 _MEANING: dict[str, Outcome] = {
     "TERM_RUNLIMIT": "timeout",
+    f"exit code {RUN_LIMIT_CODE}": "timeout",  # all that some versions say of it
     "TERM_CPULIMIT": "timeout",
     "TERM_DEADLINE": "timeout",
     "TERM_MEMLIMIT": "oom_host",
@@ -69,7 +71,9 @@ def of_run(answer: Path, job: str) -> tuple[Path, dict[str, Any]] | None:
         try:
             run = read_json(attempt / "run.json")
         except UserError:
-            continue  # begun, and not ended
+            if begun_by(attempt) == job:
+                return None  # begun anew, and not ended: the job was requeued
+            continue
         if run.get("job") == job:
             return attempt, run
     return None

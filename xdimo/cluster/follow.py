@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from xdimo.cluster import ending as endings
-from xdimo.cluster.dialects import Job
+from xdimo.cluster.dialects import History, Job
 from xdimo.cluster.ending import Ending
 from xdimo.cluster.ledger import Entry
 from xdimo.cluster.site import Silent, Site
@@ -19,6 +19,8 @@ class Live:
     entry: Entry
     job: Job | None = None
     gone: float | None = None  # when it was first seen to be over, or missing
+    unseen: float | None = None  # since when the scheduler does not see it, nor its log grow
+    sign: float = 0  # when its log last grew
     ending: Ending | None = None  # over, and not yet handed on
 
     @property
@@ -47,11 +49,32 @@ class Follower:
         """
         if job is not None:
             live.job = job
+        if job is not None and job.state == "unknown":
+            return self._unseen(live, job, now)
+        live.unseen = None
         if job is not None and job.alive:
             live.gone = None
             return None
         live.gone = live.gone or now
         return self._conclude(live, job, now - live.gone)
+
+    def _unseen(self, live: Live, job: Job, now: float) -> Ending | None:
+        """A job whose host the scheduler has lost sight of may go on, and may be long over."""
+        work = live.work
+        own = endings.found(work.answer, job.id, work.is_run)
+        if own is not None and own.answered:
+            return own
+        sign = endings.sign_of_life(work.answer) if work.is_run else 0
+        if live.unseen is None or sign != live.sign:
+            live.unseen, live.sign = now, sign
+        # What writes no log has its whole time limit.
+        patience_s = self.rules.grace_s + (0 if work.is_run else 60 * work.walltime_min)
+        where = f"job {job.id} on {job.host or '?'} has an unknown state"
+        self.once(f"{work.name}: {where}; lost after {patience_s:g} s without a sign of life")
+        if now - live.unseen <= patience_s:
+            return None
+        lost = own or Ending("lost", f"{where}, no sign of life for {now - live.unseen:.0f} s")
+        return self._record(live, own, lost)
 
     def _conclude(self, live: Live, job: Job | None, since_s: float) -> Ending | None:
         work, entry = live.work, live.entry
@@ -59,21 +82,32 @@ class Follower:
         own = endings.found(work.answer, entry.job, work.is_run)
         if own is not None and own.answered:
             return own
-        patience_s = self.rules.latency_s if job is not None else self.rules.grace_s
-        if own is None and since_s < patience_s:
+        # A requeued job is shown as ended first, and its launcher has said so.
+        missing = job is None and own is None
+        if since_s < (self.rules.grace_s if missing else self.rules.latency_s):
             return None
+        patient = since_s < max(self.rules.grace_s, self.rules.latency_s)
         try:
-            reason = self.site.reason(entry.job)
+            history = self.site.history(entry.job)
         except Silent as silent:
-            reason = None
-            if since_s < max(self.rules.grace_s, self.rules.latency_s):
+            history = History(known=False)
+            if patient:
                 self.once(f"{work.name}: {silent}; asking again")
                 return None
-        if job is None:
-            fallback = Ending("lost", f"job {entry.job} vanished without a trace")
+        if history.requeued and patient:
+            self.once(f"{work.name}: job {entry.job} has been requeued; waiting for it")
+            return None
+        how = f"as {job.state}" if job is not None else f"with exit code {history.code}"
+        if job is not None or history.code is not None:
+            fallback = Ending("crash", f"job {entry.job} ended {how}, without its answer")
+        elif history.known:
+            fallback = Ending("lost", f"job {entry.job} vanished; its history shows no end")
         else:
-            fallback = Ending("crash", f"job {entry.job} ended as {job.state}, without its answer")
-        ending = endings.by_scheduler(own, reason, fallback)
+            fallback = Ending("lost", f"job {entry.job} vanished without a trace")
+        return self._record(live, own, endings.by_scheduler(own, history.reason, fallback))
+
+    def _record(self, live: Live, own: Ending | None, ending: Ending) -> Ending:
+        work, entry = live.work, live.entry
         if work.is_run and ending != own:
             host = live.job.host if live.job else None
             endings.record(

@@ -1,11 +1,12 @@
 """Free cards of each target, from the site's own answer where it can be read."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from xdimo.config import Target
 
-# A full host is no closed one. These take no job until somebody acts.
+# These take no job until somebody acts. A full host is called closed too: closed_Full.
 _OUT = ("unavail", "unreach", "unlicensed", "down", "closed_adm", "closed_lim")
 
 
@@ -22,14 +23,15 @@ class Host:
     def out(self) -> bool:
         """Whether it is down, or closed by somebody."""
         status = self.status.lower()
-        return status == "closed" or status.startswith(_OUT)
+        full = self.slots is not None and (self.slots_used or 0) >= self.slots
+        return (status == "closed" and not full) or status.startswith(_OUT)
 
     def free(self, cpus_per_gpu: int) -> int | None:
         """Cards not taken by anyone; None where the answer does not tell.
 
         Where it counts slots only, by the site's rule that a card is taken with so many.
         """
-        if self.out:
+        if self.out or self.status.lower().startswith("closed"):
             return 0
         if self.gpus is not None and self.gpus_used is not None:
             return max(self.gpus - self.gpus_used, 0)
@@ -39,23 +41,21 @@ class Host:
 
 
 def read_hosts(answer: str) -> dict[str, Host] | None:
-    """The table of hosts, by name; None where it cannot be read."""
-    lines = [line for line in answer.splitlines() if line.strip()]
-    if not lines:
-        return None
-    separator = ";" if ";" in lines[0] else None
-    rows = [[cell.strip() for cell in line.split(separator)] for line in lines]
-    columns = [column.upper() for column in rows[0]]
-    if not {"HOST_NAME", "STATUS"} <= set(columns) or len(rows) < 2:
-        return None
+    """The table of hosts, by name; None where there is none. Lines around it are passed over."""
+    lines = answer.splitlines()
+    head = re.compile(r"\bHOST_NAME\b.*\bSTATUS\b", re.IGNORECASE)
+    while lines and not head.search(lines[0]):
+        lines.pop(0)
+    separator = ";" if lines and ";" in lines[0] else None
+    columns, *rows = [[cell.strip() for cell in line.split(separator)] for line in lines or [""]]
     hosts = {}
-    for row in rows[1:]:
+    for row in rows:
         if len(row) != len(columns):
-            return None
-        cells = dict(zip(columns, row, strict=True))
+            continue
+        cells = dict(zip((column.upper() for column in columns), row, strict=True))
         numbers = [_number(cells.get(key)) for key in ("MAX", "NJOBS", "NGPUS", "NGPUS_ALLOC")]
         hosts[cells["HOST_NAME"]] = Host(cells["HOST_NAME"], cells["STATUS"], *numbers)
-    return hosts
+    return hosts or None
 
 
 def _number(cell: str | None) -> int | None:
@@ -71,17 +71,22 @@ def free_cards(
     hosts: Mapping[str, Host] | None,
     running: Mapping[str, int],
     cpus_per_gpu: int,
+    held: Mapping[str, int] | None = None,
 ) -> tuple[Free, list[str]]:
     """Free cards of each target, and what had to be taken from the config, with the reason.
 
     ``hosts``: the site's answer, None where there is none. ``running``: our own running cards of
-    each target; the site's answer counts them already, the config does not.
+    each target; the site's answer counts them already, the config does not. ``held``: cards by
+    host of our suspended jobs: their processes keep them, and the site may call them free.
     """
     free: Free = {}
     said = []
     for name, target in targets.items():
         ours = running.get(name, 0)
         found = _from_hosts(target, hosts, ours, cpus_per_gpu) if hosts is not None else "no answer"
+        if not isinstance(found, str) and held:
+            by_host = zip(target.hosts, found, strict=True)
+            found = tuple(max(cards - held.get(host, 0), 0) for host, cards in by_host)
         if isinstance(found, str):
             if target.hosts and hosts is not None:
                 said.append(f"{name}: {found}; gpus_free of the config is used")

@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -127,6 +128,15 @@ class Ledger:
         """The newest submission of each work, in order of their time."""
         newest = [self.newest(path.name) for path in self.folder.glob("*/") if path.is_dir()]
         return sorted((entry for entry in newest if entry), key=lambda entry: entry.since)
+
+    def by_job(self) -> dict[str, Entry]:
+        """All submissions that have an id, the newest of each."""
+        entries = []
+        for path in self.folder.glob("*/*/job.json"):
+            with suppress(UserError):  # of another version: its jobs are long gone
+                entries.append(_read(path))
+        entries.sort(key=lambda entry: entry.since)
+        return {entry.job: entry for entry in entries if entry.job}
 
     def newest(self, work: str) -> Entry | None:
         for number in range(self._last(work), 0, -1):

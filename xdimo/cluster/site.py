@@ -1,13 +1,14 @@
 """The site's commands: each with a time limit, none through a shell; answers can be kept."""
 
+import os
 import re
 import subprocess
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from getpass import getuser
 from pathlib import Path
 
-from xdimo.cluster.dialects import Dialect, Job, read_jobs, read_reason
+from xdimo.cluster.dialects import Dialect, History, Job, read_history, read_jobs
 from xdimo.cluster.hosts import Host, read_hosts
 from xdimo.errors import UserError
 from xdimo.files import write_json, write_text
@@ -30,10 +31,12 @@ def ask(
     stdin: str = "",
     folder: Path | None = None,
     keep_open: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Answer:
     """Runs one command in ``folder``. Raises Silent where it cannot start or takes too long.
 
     ``keep_open``: file descriptors that it inherits; a lock among them is held while it lives.
+    ``environment``: variables beside our own.
     """
     try:
         done = subprocess.run(
@@ -44,6 +47,7 @@ def ask(
             errors="replace",
             timeout=timeout_s,
             cwd=folder,
+            env={**os.environ, **(environment or {})},
             pass_fds=tuple(keep_open),
             start_new_session=True,  # a Ctrl-C meant for us does not cut a submission
         )
@@ -62,9 +66,11 @@ class Site:
     timeout_s: float
     transcript: Path | None = None  # folder for raw answers
     commands: int = 0  # asked so far
+    _lacking: set[tuple[str, ...]] = field(default_factory=set)  # commands that are not known here
 
     def ask(self, command: Sequence[str], **options: object) -> Answer:
         self.commands += 1
+        options = {"environment": self.dialect.environment, **options}
         answer = ask(command, self.timeout_s, **options)  # type: ignore[arg-type]
         if self.transcript:
             keep(self.transcript, command, answer)
@@ -79,19 +85,26 @@ class Site:
             raise Silent(f"{command[0]}: exit code {answer.code}, {_shown(answer.text)}")
         return jobs
 
-    def hosts(self, unreadable: Path) -> dict[str, Host]:
-        """Hosts by name. Raises Silent; an answer that cannot be read is saved first."""
-        command = self.dialect.hosts
-        answer = self.ask(command)
-        hosts = read_hosts(answer.text)
-        if hosts is None:
-            write_text(unreadable, answer.text)
-            raise Silent(f"{command[0]}: not a table of hosts; its answer is in {unreadable}")
-        return hosts
+    def hosts(self, unreadable: Path | None = None) -> dict[str, Host]:
+        """Hosts by name. Raises Silent; an answer that cannot be read is saved, or quoted."""
+        for command in self.dialect.hosts:
+            if command in self._lacking:
+                continue
+            text = self.ask(command).text
+            hosts = read_hosts(text)
+            if hosts is not None:
+                return hosts
+            if command != self.dialect.hosts[-1] and re.search(r"(?i)usage:|option|field", text):
+                self._lacking.add(command)
+        where = _shown(text)
+        if unreadable:
+            write_text(unreadable, text)
+            where = f"its answer is in {unreadable}"
+        raise Silent(f"{command[0]}: not a table of hosts; {where}")
 
-    def reason(self, job: str) -> str | None:
-        """Why the scheduler ended a job; None where it has no such word. Raises Silent."""
-        return read_reason(self.ask(self.dialect.history_command(job)).text)
+    def history(self, job: str) -> History:
+        """Raises Silent."""
+        return read_history(self.ask(self.dialect.history_command(job)).text)
 
     def kill(self, jobs: Sequence[str]) -> str:
         """The scheduler's answer. Raises Silent."""
@@ -119,11 +132,12 @@ def mask(text: str) -> str:
     lines = text.splitlines()
     users = {getuser()}
     for separator in (None, ";"):
-        columns = [cell.strip().upper() for cell in lines[0].split(separator)] if lines else []
-        if "USER" in columns:
-            at = columns.index("USER")
-            cells = [line.split(separator) for line in lines[1:]]
-            users |= {row[at].strip() for row in cells if len(row) > at}
+        rows = [[cell.strip() for cell in line.split(separator)] for line in lines]
+        for number, row in enumerate(rows):
+            columns = [cell.upper() for cell in row]
+            if "USER" in columns:
+                at = columns.index("USER")
+                users |= {below[at] for below in rows[number + 1 :] if len(below) > at}
     users |= set(re.findall(r"User\s*<([^>]+)>", text))
     for user in sorted(filter(None, users), key=len, reverse=True):
         text = re.sub(rf"(?<![A-Za-z0-9_]){re.escape(user)}(?![A-Za-z0-9_])", "user", text)

@@ -8,12 +8,14 @@ the jobs: nothing is concluded or submitted until one answers.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from xdimo.cluster import ending as endings
 from xdimo.cluster import script
-from xdimo.cluster.admission import admit, why_waiting
+from xdimo.cluster.admission import Wanted, admit, why_waiting
 from xdimo.cluster.board import Board
 from xdimo.cluster.dialects import Job
+from xdimo.cluster.earlier import Earlier
 from xdimo.cluster.ending import Ending
 from xdimo.cluster.follow import Follower, Live
 from xdimo.cluster.hosts import Free, Host, free_cards
@@ -37,8 +39,6 @@ class Spool:
     waiting: dict[str, Work] = field(default_factory=dict)  # oldest first
     live: dict[str, Live] = field(default_factory=dict)
     _lock: int = -1
-    _others: dict[str, Entry] = field(default_factory=dict)  # in the ledger, not asked for here
-    _missing: dict[str, float] = field(default_factory=dict)  # of those, since when
     _ended: list[Ended] = field(default_factory=list)
     _said: set[str] = field(default_factory=set)
     _silences: int = 0
@@ -49,12 +49,13 @@ class Spool:
         self._service = Service(self.rules.targets, self.rules.closed_s)
         self._board = Board(self.ledger.folder)
         self._follower = Follower(self.site, self.rules, self._once)
+        self._earlier = Earlier(self.site, self.rules.grace_s, self._once)
 
     def open(self) -> None:
         """Takes the ledger. Raises UserError where another process holds it."""
         self._lock = self.ledger.hold(wait_s=self.site.timeout_s + 1)
         self._board.open()
-        self._others = {entry.work: entry for entry in self.ledger.entries() if entry.open}
+        self._earlier.open(self.ledger)
 
     def shut(self) -> None:
         self._board.shut()
@@ -68,29 +69,29 @@ class Spool:
         if entry is None or not entry.open:
             self._wait(work)
             return
-        self._others.pop(work.name, None)
+        self._earlier.others.pop(work.name, None)
         over = entry.job and endings.found(work.answer, entry.job, work.is_run)
         if entry.cancelled and not (over and over.answered):
             self._end_now(entry)
-            self.ledger.change(entry, stage="closed", outcome="killed", reason="cancelled")
+            self._close(entry, outcome="killed", reason="cancelled")
             self._wait(work)
         elif entry.content == work.content and (work.interrupted or not over):
             self.live[work.name] = Live(work, entry)
-            self.say(f"{work.name}: adopted job {entry.job or entry.job_name}")
+            self.say(f"{work.name}: adopted {entry.label}")
         elif over:  # asked for anew
-            self.ledger.change(entry, stage="closed")
+            self._close(entry)
             self._wait(work)
         else:
             # It would write its answer where the new one belongs.
-            self.say(f"{work.name}: has changed since job {entry.job}, which is ended first")
+            self.say(f"{work.name}: has changed since {entry.label}, which is ended first")
             self._end_now(entry)
-            self.ledger.change(entry, stage="closed", reason="replaced by other content")
+            self._close(entry, reason="replaced by other content")
             self._wait(work)
 
     def close(self, name: str) -> None:
         """The workflow has taken note of how ``name`` ended."""
         if live := self.live.pop(name, None):
-            self.ledger.change(live.entry, stage="closed")
+            self._close(live.entry)
 
     def drop(self) -> list[str]:
         """Forgets what is not submitted; returns its names."""
@@ -127,29 +128,31 @@ class Spool:
         ended, self._ended = self._ended, []
         return ended
 
+    def _close(self, entry: Entry, **changes: Any) -> None:
+        entry = self.ledger.change(entry, **{"stage": "closed", **changes})
+        self._earlier.add(entry)
+
     def _look(self, jobs: Mapping[str, Job], now: float) -> None:
         for live in list(self.live.values()):
             if live.ending is None:
                 self._follow(live, jobs, now)
-        self._forget_others(jobs, now)
+        self._look_back(jobs, now)
         self._drop_cancelled()
         queued = any(live.job and live.job.state == "pending" for live in self.live.values())
         if self.waiting or queued:
             hosts = self._hosts()
             self._retire(hosts, jobs, now)
-            self._submit(jobs, hosts)
+            self._submit(jobs, hosts, now)
         self._board.show({name: self._why.get(name, "its turn") for name in self.waiting})
 
-    def _forget_others(self, jobs: Mapping[str, Job], now: float) -> None:
-        """Those that are over; one that is missing only after the grace period."""
-        for name, entry in list(self._others.items()):
-            job = jobs.get(entry.job or "")
-            if job is not None and job.alive:
-                self._missing.pop(name, None)
-                continue
-            missing_s = now - self._missing.setdefault(name, now)
-            if job is not None or missing_s > self.rules.grace_s:
-                del self._others[name]
+    def _look_back(self, jobs: Mapping[str, Job], now: float) -> None:
+        for entry, job, wanted in self._earlier.look(jobs, self.waiting, self.live, now):
+            if wanted:
+                work = self.waiting.pop(entry.work)
+                entry = self.ledger.change(entry, stage="submitted", outcome=None, reason=None)
+                self.live[work.name] = Live(work, entry, job)
+            else:
+                self._end_now(entry)
 
     def _back_off(self, now: float, silent: Silent) -> None:
         self._silences += 1
@@ -171,7 +174,7 @@ class Spool:
         ending = self._follower.look(live, jobs.get(live.entry.job or ""), now)
         if ending is None:
             return
-        if ending.outcome == "lost":
+        if ending.retried:
             self._end_now(live.entry)  # should it live after all, its work must not run twice
         self._finish(live, ending)
 
@@ -209,7 +212,7 @@ class Spool:
 
     def _end_now(self, entry: Entry) -> None:
         try:
-            self.site.kill([entry.job] if entry.job else [])
+            self.site.kill(ids(self.site, entry))
         except Silent as silent:
             self.say(f"{entry.work}: {silent}")
 
@@ -236,7 +239,7 @@ class Spool:
             self._service.fail(live.target, "; ".join(problems))
         self.say(f"{live.work.name}: {self._service.out.get(live.target, 'ok')}")
         del self.live[live.work.name]
-        self.ledger.change(live.entry, stage="closed", outcome="unavailable" if problems else "ok")
+        self._close(live.entry, outcome="unavailable" if problems else "ok")
 
     # -- submitting ------------------------------------------------------------------------------
 
@@ -260,16 +263,15 @@ class Spool:
         for work in [w for w in self.waiting.values() if w.target in out]:
             del self.waiting[work.name]
             self._refuse(work, Ending("unavailable", out[work.target]))
+        dead = self._service.dead
         for live in list(self.live.values()):
             pending = live.job is not None and live.job.state == "pending"
-            if live.ending is None and pending and live.target in out:
+            if live.ending is None and pending and live.target in dead:
                 self._end_now(live.entry)
-                self._give_up(live, Ending("unavailable", out[live.target]))
+                self._give_up(live, Ending("unavailable", dead[live.target]))
 
     def _give_up(self, live: Live, ending: Ending) -> None:
-        self.ledger.change(
-            live.entry, stage="refused", outcome=ending.outcome, reason=ending.reason
-        )
+        self._close(live.entry, stage="refused", outcome=ending.outcome, reason=ending.reason)
         del self.live[live.work.name]
         self._refuse(live.work, ending)
 
@@ -289,34 +291,56 @@ class Spool:
             )
         self._ended.append(Ended(work, ending, False))
 
-    def _submit(self, jobs: Mapping[str, Job], hosts: Mapping[str, Host] | None) -> None:
+    def _submit(
+        self, jobs: Mapping[str, Job], hosts: Mapping[str, Host] | None, now: float
+    ) -> None:
         pending = sum(job.state == "pending" for job in jobs.values())
         pending += sum(live.entry.job is None for live in self.live.values())  # perhaps there
-        free = self._free(jobs, hosts)
         looking = {name.removeprefix(PREFLIGHT) for name in {*self.waiting, *self.live}}
-        ready = [w for w in self.waiting.values() if not (w.is_run and w.target in looking)]
-        holders = [live for live in self.live.values() if live.ending is None]
-        for work in admit(
-            ready, [*holders, *self._others.values()], free, pending, self.rules.limits
-        ):
-            if not self._submit_one(work):
-                break
+        # Name or target -> why it is not its turn.
+        kept = dict.fromkeys(self._earlier.held, "until its earlier job has ended")
+        answer = "closed"
+        while answer == "closed":  # the slot that a closed queue did not take is another's
+            answer = "none"
+            free = self._free(jobs, hosts)
+            ready = [
+                work
+                for work in self.waiting.values()
+                if not {work.name, work.target} & kept.keys()
+                and not (work.is_run and work.target in looking)
+            ]
+            holders: list[Wanted] = [live for live in self.live.values() if live.ending is None]
+            holders += self._earlier.others.values()
+            for work in admit(ready, holders, free, pending, self.rules.limits):
+                answer = self._submit_one(work, now)
+                pending += answer == "accepted"
+                if answer == "closed":
+                    kept[work.target] = f"{self.rules.targets[work.target].queue} is closed"
+                if answer in ("closed", "limit", "unheard"):
+                    break
         self._why = {
-            work.name: f"until {work.target} has been looked at"
-            if work.is_run and work.target in looking
-            else why_waiting(work, free, pending, self.rules.limits)
+            work.name: kept.get(work.name)
+            or kept.get(work.target)
+            or (
+                f"until {work.target} has been looked at"
+                if work.is_run and work.target in looking
+                else why_waiting(work, free, pending, self.rules.limits)
+            )
             for work in self.waiting.values()
         }
 
     def _free(self, jobs: Mapping[str, Job], hosts: Mapping[str, Host] | None) -> Free:
         running: dict[str, int] = {}
         queued: dict[str, int] = {}
-        entries = [*self.submitted(), *self._others.values()]
+        held: dict[str, int] = {}
+        entries = [*self.submitted(), *self._earlier.others.values()]
         for entry in entries:
             job = jobs.get(entry.job or "")
             into = running if job is not None and job.state != "pending" else queued
             into[entry.target] = into.get(entry.target, 0) + entry.cards
-        free, said = free_cards(self.rules.targets, hosts, running, self.rules.cpus_per_gpu)
+            if job is not None and job.host and job.state in ("suspended", "unknown"):
+                held[job.host] = held.get(job.host, 0) + entry.cards
+        free, said = free_cards(self.rules.targets, hosts, running, self.rules.cpus_per_gpu, held)
         for message in said:
             self._once(message)
         return {
@@ -324,24 +348,29 @@ class Spool:
             for target, by_host in free.items()
         }
 
-    def _submit_one(self, work: Work) -> bool:
-        """Whether more may be submitted in this poll."""
+    def _submit_one(self, work: Work, now: float) -> str:
+        """The scheduler's answer, as `Submission` has it."""
         target = self.rules.targets[work.target]
         done = submit(self.site, self.ledger, work, target, self._lock)
         if done.answer == "limit":
             self._once(f"the queue takes no more jobs for now ({done.words}); waiting", key="limit")
-            return False
+            return done.answer
+        if done.answer == "closed":
+            self._once(f"{work.target}: {done.words} Waiting for it", key=f"closed {work.target}")
+            self._service.shut(work.target, done.words, now)
+            return done.answer
         del self.waiting[work.name]
         if done.answer == "refused":
             self._refuse(work, Ending("rejected", done.words))
-            return True
+            return done.answer
         self.live[work.name] = Live(work, done.entry)
         if done.answer == "unheard":
             self.say(f"{work.name}: {done.words}; looking for it in the queue")
-            return False
-        self._said.discard("limit")
-        self.say(f"{work.name}: submitted as job {done.entry.job} to {target.queue}")
-        return True
+            return done.answer
+        self._said -= {"limit", f"closed {work.target}"}
+        self._service.opened(work.target)
+        self.say(f"{work.name}: submitted as {done.entry.label} to {target.queue}")
+        return done.answer
 
     # -- what people see -------------------------------------------------------------------------
 
@@ -365,4 +394,12 @@ def cancel(site: Site, entries: Sequence[Entry]) -> str:
     """
     for entry in entries:
         (entry.folder / CANCELLED).touch()
-    return site.kill([entry.job for entry in entries if entry.job])
+    return site.kill([job for entry in entries for job in ids(site, entry)])
+
+
+def ids(site: Site, entry: Entry) -> list[str]:
+    """Of an entry's job; looked for by its name where the submission's answer was cut.
+
+    Raises Silent.
+    """
+    return [entry.job] if entry.job else list(site.jobs(entry.job_name))

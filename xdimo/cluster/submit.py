@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from xdimo.cluster import script
-from xdimo.cluster.dialects import Request, accepted, is_limit
+from xdimo.cluster.dialects import Request, accepted, is_away, is_closed, is_limit
 from xdimo.cluster.ledger import Entry, Ledger
 from xdimo.cluster.site import Silent, Site
 from xdimo.cluster.work import Work
@@ -15,9 +15,9 @@ from xdimo.outcome import withdraw
 
 @dataclass(frozen=True)
 class Submission:
-    """``unheard``: it may have arrived. ``limit``: not now. ``refused``: never."""
+    """``unheard``: it may have arrived. ``limit``, ``closed``: not now. ``refused``: never."""
 
-    answer: Literal["accepted", "unheard", "limit", "refused"]
+    answer: Literal["accepted", "unheard", "limit", "closed", "refused"]
     entry: Entry
     words: str  # of the scheduler, on one line
 
@@ -55,8 +55,10 @@ def submit(site: Site, ledger: Ledger, work: Work, target: Target, lock: int) ->
     job = accepted(answer)
     if job is not None:
         return Submission("accepted", ledger.change(entry, stage="submitted", job=job), words)
-    if is_limit(answer):
+    if is_closed(answer) or is_limit(answer):
         shutil.rmtree(entry.folder)
-        return Submission("limit", entry, words)
+        return Submission("closed" if is_closed(answer) else "limit", entry, words)
+    if is_away(answer):
+        return Submission("unheard", entry, words)
     entry = ledger.change(entry, stage="refused", outcome="rejected", reason=words)
     return Submission("refused", entry, words)
