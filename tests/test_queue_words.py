@@ -139,7 +139,9 @@ def test_a_threshold_is_waited_out(tmp_path: Path, clock: Clock, words: str) -> 
     one.say = site.said.append
     one.add(work(tmp_path))
     assert is_limit(words)
-    assert polls(one, clock, 4, 10) == []
+    assert polls(one, clock, 1, 10) == []
+    assert one._why[RUN] == "the queue takes no more jobs for now"
+    assert polls(one, clock, 3, 10) == []
     assert [name.split(".")[1] for name in site.names.values()] == ["1"]
     assert len([said for said in site.said if "takes no more jobs for now" in said]) == 1
 

@@ -316,6 +316,8 @@ class Spool:
                 pending += answer == "accepted"
                 if answer == "closed":
                     kept[work.target] = f"{self.rules.targets[work.target].queue} is closed"
+                if answer == "limit":
+                    kept |= dict.fromkeys(self.waiting, "the queue takes no more jobs for now")
                 if answer in ("closed", "limit", "unheard"):
                     break
         self._why = {
