@@ -1,6 +1,6 @@
 """The queue's long campaigns, and what the dispatcher costs. Starts a Slurm of its own; as root.
 
-    python benchmarks/dispatcher.py [--seeds 20]
+    python benchmarks/dispatcher.py [--seeds 20] [--dialects jh lsf]
 
 Prints two tables; asserts nothing.
 """
@@ -31,14 +31,14 @@ from xdimo.load import load
 POLL_S = 20
 
 
-def campaigns(seeds: int) -> None:
+def campaigns(seeds: int, dialects: Sequence[str]) -> None:
     """Full matrices, each with eight kinds of trouble at random moments."""
     cluster, daemons = slurms.start()
     troubles = []
     print("| dialect | campaigns | runs | jobs | lost | doubled | false outcomes | broken limits |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     try:
-        for dialect in ("jh", "lsf"):
+        for dialect in dialects:
             counts = dict.fromkeys(("runs", "jobs", "lost", "doubled", "false", "broken"), 0)
             done: Counter[str] = Counter()
             for seed in range(seeds):
@@ -134,9 +134,10 @@ def _cpu_s() -> float:
 if __name__ == "__main__":
     options = ArgumentParser(description=__doc__)
     options.add_argument("--seeds", type=int, default=20, help="campaigns a dialect (20)")
+    options.add_argument("--dialects", nargs="+", choices=("jh", "lsf"), default=["jh", "lsf"])
     started = time.monotonic()
     arguments = options.parse_args()
     dispatcher()
     if arguments.seeds:
-        campaigns(arguments.seeds)
+        campaigns(arguments.seeds, arguments.dialects)
     print(f"\n{time.monotonic() - started:.0f} s", file=sys.stderr)

@@ -116,7 +116,7 @@ def submit():
     refusal = setting("refuse")
     if refusal:
         sys.exit(refusal)
-    if setting("closed") == asked["-q"]:
+    if setting("closed") == asked["-q"] and not JH:  # JH's words for it are not known
         sys.exit(f"{asked['-q']}: Queue has been closed. Job not submitted.")
     if setting("old") and ("-gpu" in asked or not asked.get("-M", "0").isdigit()):
         sys.exit("bsub: illegal option -- g\nUsage: bsub [-h] [-V] [-H] [-x] [-r] ...")

@@ -83,6 +83,10 @@ def _suspend(here: Place, chance: random.Random) -> bool:
     return True
 
 
+def _closed(here: Place, chance: random.Random) -> bool:
+    return here.dialect == "lsf" and _knobs(chance, here, closed=chance.choice([*HOSTS]))
+
+
 def _by_hand(here: Place, chance: random.Random) -> bool:
     """A job of the same user that is none of ours, and waits in the queue."""
     job = here.slurm.hold("h01", 5, user="root")
@@ -98,7 +102,7 @@ _TROUBLES: dict[str, Callable[[Place, random.Random], bool]] = {
     "requeue": _requeue,
     "suspend": _suspend,
     "unknown": lambda here, chance: _knobs(chance, here, unknown=chance.choice([*HOSTS.values()])),
-    "closed": lambda here, chance: _knobs(chance, here, closed=chance.choice([*HOSTS])),
+    "closed": _closed,
     "by hand": _by_hand,
     "noise": lambda here, chance: _knobs(chance, here, noise="Notice: maintenance; on Sunday"),
     "no -o": lambda here, chance: _knobs(chance, here, hosts="bhosts: illegal option -- o"),
