@@ -20,7 +20,7 @@ BELOW = {
     "files": {"errors"},
     "implementations": set(),
     "config": {"implementations", "errors"},
-    "load": {"config", "implementations", "errors"},
+    "load": {"config", "files", "implementations", "errors"},
     "spec": {"config", "implementations", "load", "files", "errors"},
     "outcome": set(),
     "data": {"config", "load", "spec", "files", "errors"},

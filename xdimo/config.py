@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from xdimo import implementations
@@ -30,31 +30,61 @@ SIZES: dict[str, tuple[int, int, int]] = {
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 TargetName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Mode = Literal["cached", "online"]
-# Of an archive. Its last part becomes a file that a rule has as its output: braces are patterns.
-Member = Annotated[str, Field(pattern=r"^(.*/)?[^{}/.][^{}/]*$")]
+# Of an archive. Its last part becomes a file that a rule has as its output: {} and <> are patterns.
+Member = Annotated[str, Field(pattern=r"^(.*/)?[^{}<>/.][^{}<>/]*$")]
+
+
+# Texts that become words of a command, where nothing but such a word makes sense.
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,:@+!-]*$")]
+Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,:@+!/\[\]-]*$")]  # or a range
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+def _usable(path: str) -> str:
+    if not path:
+        raise ValueError("an empty path; expected a file or folder, `.` for this one")
+    if path.startswith("-"):
+        raise ValueError(f"commands take this for an option; write ./{path}")
+    return path
+
+
+def _fixed(path: str) -> str:
+    if found := re.search(r"[{}]|<[a-z][a-z0-9_]*>", path):
+        raise ValueError(f"Snakemake takes {found[0]} in a path for a name of its own; rename it")
+    if "</script" in path.lower():
+        raise ValueError("report.html would take this path for its own end; rename it")
+    return path
+
+
+Place = Annotated[str, AfterValidator(_usable)]
+# Of a file that rules have as their input or output.
+Pattern = Annotated[Place, AfterValidator(_fixed)]
 
 
 class Strict(BaseModel):
-    """Frozen; an unknown key or a wrong type is an error, never a silent conversion."""
+    """Frozen; an unknown key or a wrong type is an error, never a silent conversion.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    Numbers are finite.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Package(Strict):
     """A pinned public package that carries video files."""
 
     registry: Literal["pypi", "npm"] = Field(description="which package index has it")
-    package: str = Field(description="its name there")
-    version: str = Field(description="its exact version")
+    package: str = Field(pattern=r"^[A-Za-z0-9@][A-Za-z0-9._/@-]*$", description="its name there")
+    version: Word = Field(description="its exact version")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the downloaded file")
     files: list[Member] = Field(min_length=1, description="members to take out of it")
 
 
 class Dataset(Strict):
     name: str = Field(min_length=1, description="how tables call it")
-    videos: str = Field(
+    videos: Place = Field(
         description="folder of videos, searched through all its folders; `fetched` = a folder of "
         "the cache, into which those of `dataset.fetch` go"
     )
@@ -107,10 +137,10 @@ class Clips(Strict):
 class Vae(Strict):
     """A diffusers AutoencoderKL. Its weights are a path, or random with a seed."""
 
-    weights: str = Field(
+    weights: Place = Field(
         "random", description="AutoencoderKL folder, its parent, or `random` (every report says so)"
     )
-    seed: int = Field(0, description="of random weights")
+    seed: int = Field(0, ge=-(2**63), le=2**64 - 1, description="of random weights")
     block_out_channels: list[Positive] = Field(
         [128, 256, 512, 512], min_length=1, description="channels of each resolution"
     )
@@ -167,7 +197,8 @@ class Train(Strict):
     warmup_steps: Positive = Field(50, description="steps before the clock starts")
     timed_steps: Positive = Field(300, description="steps on the clock")
     repeats: Positive = Field(3, description="runs of each cell")
-    seed: int = Field(3407, ge=0, description="of weights, clips and noise")
+    # A rank's generator has 1000 times as much, which torch takes up to 2^63.
+    seed: int = Field(3407, ge=0, le=2**53, description="of weights, clips and noise")
     learning_rate: float = Field(1e-4, gt=0, description="of AdamW, constant")
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="of the averaged weights, a step")
     clip_norm: float = Field(0.1, gt=0, description="gradient norm that is clipped to")
@@ -195,8 +226,8 @@ class Target(Strict):
     )
     gpus_total: Positive = Field(description="cards of this type at the site")
     gpus_free: int = Field(ge=0, description="of those, not taken by others")
-    queue: str | None = Field(None, description="the scheduler's queue; null = this machine")
-    hosts: list[str] = Field([], description="the scheduler's nodes of this target")
+    queue: Word | None = Field(None, description="the scheduler's queue; null = this machine")
+    hosts: list[Host] = Field([], description="the scheduler's nodes of this target")
     enabled: bool = Field(True, description="false = out of service, not run")
     reason: str | None = Field(None, description="why it is out of service")
     setup: list[str] = Field([], description="shell lines before a run (conda activate ...)")
@@ -204,7 +235,7 @@ class Target(Strict):
     memory_gb: Positive | None = Field(
         None, description="host memory a run may take, 10^9 bytes; null = as the queue has it"
     )
-    environment: dict[str, str] = Field(
+    environment: dict[Variable, str] = Field(
         {}, description="environment variables of a run; OMP_NUM_THREADS is 1 unless set here"
     )
     variants: list[Positive] = Field(min_length=1, description="clips per GPU, one cell each")
@@ -245,7 +276,7 @@ class Card(Strict):
     """One card of hardware.yaml. TFLOP/s are dense, a card."""
 
     label: str = Field(description="how tables call it")
-    devices: dict[str, float | None] = Field(
+    devices: dict[str, Annotated[float, Field(gt=0)] | None] = Field(
         description="name the driver reports -> dense tensor peak, TFLOP/s"
     )
     declared_peak_tflops: float | None = Field(
@@ -287,9 +318,9 @@ class Bench(Strict):
     campaign: Name = Field(description="name of this measurement of the matrix")
     title: str = Field("XDiMo training benchmark", description="heading of summary and plots")
     demo: bool = Field(False, description="the summary's first line says it is the demo")
-    results: str = Field("results", description="folder of runs, summary and plots")
-    hardware: str = Field("config/hardware.yaml", description="file of cards and peaks")
-    history: str = Field("config/history.csv", description="file of earlier measurements")
+    results: Pattern = Field("results", description="folder of runs, summary and plots")
+    hardware: Pattern = Field("config/hardware.yaml", description="file of cards and peaks")
+    history: Pattern = Field("config/history.csv", description="file of earlier measurements")
     baseline: str = Field(description="the cell whose speedup is 1.0")
     cpus_per_gpu: Positive = Field(8, description="CPU slots asked for, a GPU")
     pending_limit: Positive = Field(1, description="pending jobs the site allows a user")

@@ -13,5 +13,9 @@ class UserError(Exception):
         super().__init__(_UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], str(message)))
 
 
+class FileError(UserError):
+    """What is wrong with one file. The message begins with its name."""
+
+
 class DataError(UserError):
     """Videos or latents that are missing, changed, or not what the spec names."""

@@ -7,11 +7,12 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from math import isfinite
 from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
-from xdimo.errors import UserError
+from xdimo.errors import FileError, UserError
 
 
 def canonical(value: Any) -> str:
@@ -69,14 +70,61 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """Raises UserError with the file's name where it is missing or no JSON."""
+def read_bytes(path: str | Path) -> bytes:
+    """Raises FileError with the file's name and why it cannot be read."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return Path(path).read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
+        link = os.path.islink(path)
+        raise FileError(f"{path}: {'a link to nothing' if link else 'no such file'}") from None
+    except IsADirectoryError:
+        raise FileError(f"{path}: a folder; expected a file") from None
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def read_text(path: str | Path) -> str:
+    """UTF-8, with or without a byte order mark. Raises FileError that names the file and line."""
+    raw = read_bytes(path)
+    try:
+        text = raw.decode("utf-8-sig")
+        wrong = raw.find(b"\0")
+    except UnicodeDecodeError as error:
+        wrong = error.start
+    if wrong >= 0:
+        line = raw.count(b"\n", 0, wrong) + 1
+        raise FileError(
+            f"{path} line {line}: not UTF-8 text (byte {raw[wrong]:#04x}); "
+            f"{_encoding(raw)}save it as UTF-8"
+        )
+    return text
+
+
+def _encoding(raw: bytes) -> str:
+    """What bytes that are no UTF-8 look like, as the start of an advice."""
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")) or raw.count(b"\0") > len(raw) // 4:
+        return "it looks like UTF-16; "
+    with suppress(UnicodeDecodeError):
+        raw.decode("gb18030")
+        return "it looks like GB18030; "
+    return ""
+
+
+def read_json(path: str | Path) -> Any:
+    """Raises FileError with the file's name where it cannot be read, is no JSON, or has a number
+    that is not finite.
+    """
+    try:
+        return json.loads(read_text(path), parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path}: not JSON ({error})") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not isfinite(value):
+        raise ValueError(f"{text}: not a finite number")
+    return value
 
 
 def read_torch(path: Path, otherwise: str) -> Any:

@@ -11,46 +11,78 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from xdimo.config import Bench, Hardware, Model, Target, dimensions
-from xdimo.errors import UserError
+from xdimo.errors import FileError, UserError
+from xdimo.files import read_text
 from xdimo.implementations import IMPLEMENTATIONS, refusal
 
 Kind = TypeVar("Kind", bound=BaseModel)
+
+# Words in the name of a variable that is nobody else's business.
+SECRET = frozenset({"TOKEN", "KEY", "SECRET", "PASSWORD"})
 
 # Targets are asked for by name, beside the workflow's own names.
 RULES = frozenset({"all", "fetch", "manifest", "latents", "spec", "metrics", "plot", "report"})
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error, not a silent overwrite."""
+_TAG = "tag:yaml.org,2002:"
+_REPLACED = {_TAG + kind for kind in ("int", "float", "timestamp")}
 
 
-def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
+class _Yaml(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error, and numbers are what they look like.
+
+    PyYAML reads YAML 1.1: 1:30:00 is 5400 there, 010 is 8, and 1e-4 is text. Here the first two are
+    text and the third is a number, as in YAML 1.2; a date is text too.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [known for known in found if known[0] not in _REPLACED]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Yaml.add_implicit_resolver(
+    _TAG + "int", re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789")
+)
+_Yaml.add_implicit_resolver(
+    _TAG + "float",
+    re.compile(
+        r"[-+]?([0-9][0-9_]*\.[0-9_]*([eE][-+]?[0-9]+)?|\.[0-9][0-9_]*([eE][-+]?[0-9]+)?"
+        r"|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"
+    ),
+    list("-+.0123456789"),
+)
+
+
+def _mapping(loader: _Yaml, node: yaml.MappingNode) -> dict[Any, Any]:
     seen = set()
     for key, _ in node.value:
+        where = f"line {key.start_mark.line + 1}"
+        if not isinstance(key, yaml.ScalarNode):
+            raise UserError(f"{where}: a key must be a word, not a list or a mapping")
         if key.value in seen:
-            raise UserError(f"line {key.start_mark.line + 1}: key {key.value!r} stands twice")
+            raise UserError(f"{where}: key {key.value!r} stands twice")
         seen.add(key.value)
     return loader.construct_mapping(node, deep=True)
 
 
-_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Yaml.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML (or JSON) file whose top is a mapping. Raises UserError that names the file."""
+    """A YAML (or JSON) file whose top is a mapping. Raises FileError that names the file."""
+    text = read_text(path)
     try:
-        value = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        value = yaml.load(text, _Yaml)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise FileError(f"{path}: {error}") from None
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{path}{line}: not YAML: {error.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise FileError(f"{path}{line}: not YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise FileError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: expected keys and values, found {type(value).__name__}")
+        raise FileError(f"{path}: expected keys and values, found {type(value).__name__}")
     return value
 
 
@@ -67,7 +99,9 @@ def load(files: str | Path | Sequence[str | Path], over: Mapping[str, Any] | Non
         with naming(path):
             value = _laid_over(value, above)
     with naming(" + ".join(map(str, paths))):
-        bench = parse(Bench, _laid_over(value, over or {}))
+        value = _laid_over(value, over or {})
+        _check_text(value)
+        bench = parse(Bench, value, typed_in=over or {})
         check(bench, load_hardware(bench.hardware))
     return bench
 
@@ -79,7 +113,10 @@ def typed(value: Any) -> Any:
     if isinstance(value, list):
         return [typed(inner) for inner in value]
     if isinstance(value, str):
-        plain = yaml.safe_load(value)
+        try:
+            plain = yaml.load(value, _Yaml)
+        except (yaml.YAMLError, UserError, ValueError, RecursionError):
+            return value
         return plain if plain is None or isinstance(plain, bool | int | float) else value
     return value
 
@@ -94,9 +131,10 @@ def naming(files: str | Path) -> Iterator[None]:
     """Errors inside begin with the name of a file: their own, or this."""
     try:
         yield
+    except FileError:
+        raise
     except UserError as error:
-        named = re.match(r"\S+\.(ya?ml|json): ", str(error))
-        raise UserError(str(error) if named else f"{files}: {error}") from None
+        raise FileError(f"{files}: {error}") from None
 
 
 def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,15 +166,18 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def parse(kind: type[Kind], value: Any) -> Kind:
-    """``value`` as ``kind``; raises UserError with the path of the first wrong key."""
+def parse(kind: type[Kind], value: Any, typed_in: Mapping[str, Any] | None = None) -> Kind:
+    """``value`` as ``kind``; raises UserError with the path of the first wrong key.
+
+    ``typed_in``: the part of ``value`` that comes from the command line.
+    """
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise UserError(_explain(kind, error)) from None
+        raise UserError(_explain(kind, error, typed_in or {})) from None
 
 
-def _explain(kind: type[BaseModel], error: ValidationError) -> str:
+def _explain(kind: type[BaseModel], error: ValidationError, typed_in: Mapping[str, Any]) -> str:
     # A misspelt key says more than the missing one it leaves behind.
     first, *others = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     where = [part for part in first["loc"] if part != "[key]"]
@@ -146,12 +187,51 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> str:
         what = f"unknown key; allowed: {known}"
     elif first["type"] == "missing":
         what = "missing; it has no default"
+    elif first["type"] == "string_type" and _holds(typed_in, where):
+        line = f'{where[-1]}: "{first["input"]}"'
+        what = (
+            f"{first['input']!r} is no text, and no quotes make it text after --config; write it "
+            f"into a file of --configfile, as you mean it: {line}"
+        )
     else:
-        quote = " (quote it)" if first["type"] == "string_type" else ""
-        what = f"{first['msg']}, not {first['input']!r}{quote}"
+        said = first["msg"].removeprefix("Value error, ")
+        what = f"{said}, not {first['input']!r}{_advice(where, first)}"
     named = ", ".join(dict.fromkeys(".".join(str(p) for p in other["loc"]) for other in others))
     more = f" (and {len(others)} more: {named})" if others else ""
     return f"{path}: {what}{more}"
+
+
+def _holds(typed_in: Any, path: Iterable[str | int]) -> bool:
+    """Whether the command line gave the value at ``path``."""
+    for part in path:
+        if not isinstance(typed_in, Mapping) or part not in typed_in:
+            return not isinstance(typed_in, Mapping)  # inside a list that was given as a whole
+        typed_in = typed_in[part]
+    return True
+
+
+def _advice(where: list[str | int], error: Mapping[str, Any]) -> str:
+    """How to write what was meant, where that can be told."""
+    if error["type"] == "string_type":
+        return " (quote it)"
+    clock = isinstance(error["input"], str) and re.fullmatch(r"\d+(:[0-5]?\d)+", error["input"])
+    if clock and error["type"] in ("int_type", "float_type"):
+        unit = "seconds" if str(where[-1]).endswith("_s") else "minutes"
+        return f" (a time is one number here; write it in {unit}, such as 90)"
+    return ""
+
+
+def _check_text(value: Any, path: str = "") -> None:
+    """Raises UserError where a text holds what no file and no command can take."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_text(key, path)
+            _check_text(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            _check_text(inner, f"{path}.{place}")
+    elif isinstance(value, str) and re.search(r"[\0\ud800-\udfff]", value):
+        raise UserError(f"{path or 'a key'}: {value!r} holds a NUL or half a character; remove it")
 
 
 def _fields(kind: type[BaseModel], path: Iterable[str | int]) -> list[str]:
@@ -248,6 +328,13 @@ def _is_option(text: str) -> bool:
 
 
 def _check_target(path: str, target: Target, hardware: Hardware) -> None:
+    for name in target.environment:
+        if SECRET & set(name.upper().split("_")):
+            raise UserError(
+                f"{path}.environment.{name}: a secret would stand in spec.json, the log and git; "
+                "export it in a file that you alone can read, and source that file in a line of "
+                f"{path}.setup"
+            )
     if target.card not in hardware.cards:
         cards = ", ".join(hardware.cards)
         raise UserError(f"{path}.card: {target.card!r} is not in hardware.yaml; allowed: {cards}")
