@@ -32,10 +32,11 @@ def edit(path: Path, **changes) -> None:
 
 
 def relog(folder: Path, lines: list[str]) -> None:
-    """Another log in the run's folder, with a run.json that vouches for it."""
+    """Another log in the run's folder, with run.json and its attempt's, which vouch for it."""
     log = "".join(lines)
     (folder / "attempts/1/log.jsonl").write_text(log)
-    edit(folder / "run.json", log_sha256="sha256:" + hashlib.sha256(log.encode()).hexdigest())
+    for path in (folder / "run.json", folder / "attempts/1/run.json"):
+        edit(path, log_sha256="sha256:" + hashlib.sha256(log.encode()).hexdigest())
 
 
 def log_of(folder: Path) -> list[str]:

@@ -1,11 +1,29 @@
 """The spec of a run: self-contained, named by content, holding only what changes the run."""
 
+import os
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_serializer, model_serializer
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_serializer,
+    model_serializer,
+)
 
-from xdimo.config import Bench, Cell, Mode, Model, Strict, Train, Vae, dimensions, split_run
+from xdimo.config import (
+    Bench,
+    Cell,
+    Mode,
+    Model,
+    Positive,
+    Strict,
+    Train,
+    Vae,
+    dimensions,
+    split_run,
+)
 from xdimo.errors import UserError
 from xdimo.files import content_hash, file_hash, read_json
 from xdimo.implementations import IMPLEMENTATIONS, Device, Name, Precision
@@ -45,20 +63,20 @@ class LatentsPlan(Strict):
 
 class ModelSpec(Part):
     size: str  # "S/2", or "custom"
-    depth: int
-    width: int
-    heads: int
-    patch: int
-    experts: int  # 1 = dense
-    top_k: int
+    depth: Positive
+    width: Positive
+    heads: Positive
+    patch: Positive
+    experts: Positive  # 1 = dense
+    top_k: Positive
 
 
 class VaeSpec(Part):
     id: str  # sha256 of the weights file, or "random:<seed>"
-    block_out_channels: list[int]
-    layers_per_block: int
-    latent_channels: int
-    norm_num_groups: int
+    block_out_channels: list[Positive] = Field(min_length=1)
+    layers_per_block: Positive
+    latent_channels: Positive
+    norm_num_groups: Positive
     scaling_factor: float
     precision: Literal["bf16", "fp32"] | None = None  # as the config has it
 
@@ -71,9 +89,9 @@ class DataSpec(Part):
     mode: Mode
     dataset: str  # content of the manifest: hash over the usable videos
     latents: str | None  # name of the cached latents; None in online mode
-    frames: int
-    interval: int
-    size: int  # pixels
+    frames: Positive
+    interval: Positive
+    size: Positive  # pixels
     flip: bool
     transform: int = 1
 
@@ -100,8 +118,8 @@ class RunSpec(Part):
     target: str
     card: str
     device: Device
-    gpus: int
-    clips_per_gpu: int
+    gpus: Positive
+    clips_per_gpu: Positive
     model: ModelSpec
     vae: VaeSpec
     data: DataSpec
@@ -335,8 +353,25 @@ def read_spec(path: str | Path) -> RunSpec:
 
 
 def dataset_in(manifest: str | Path) -> str | None:
-    """The content hash that a manifest carries; None where there is no manifest yet."""
-    return str(read_json(manifest)["dataset"]) if Path(manifest).exists() else None
+    """The content hash that a manifest carries; None where there is no manifest yet.
+
+    Raises UserError where the file carries none.
+    """
+    if not os.path.lexists(manifest):
+        return None
+    told = read_json(manifest)
+    dataset = told.get("dataset") if isinstance(told, dict) else None
+    if not isinstance(dataset, str):
+        raise UserError(f"{manifest}: names no dataset; remove it, and the same command makes it")
+    return dataset
+
+
+class _Chosen(BaseModel):
+    chosen: Name
+
+
+class _Choice(BaseModel):
+    variants: dict[str, _Chosen]
 
 
 def choice_path(runs: Path, target: str) -> Path:
@@ -353,9 +388,10 @@ def implementation_of(planned: dict[str, Any], runs: Path) -> Name | None:
 
 
 def chosen_in(choice: Path, clips_per_gpu: int) -> Name | None:
-    """None where no implementation has been timed at this batch."""
-    variant = read_json(choice)["variants"].get(str(clips_per_gpu))
-    return cast(Name, variant["chosen"]) if variant else None
+    """None where no implementation has been timed at this batch. Raises UserError."""
+    with naming(choice):
+        variant = parse(_Choice, read_json(choice)).variants.get(str(clips_per_gpu))
+    return variant.chosen if variant else None
 
 
 def is_current(planned: dict[str, Any], folder: Path, manifest: Path) -> bool:

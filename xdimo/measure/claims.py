@@ -1,12 +1,14 @@
 """The table of earlier measurements (history.csv): what each row claims, and what follows."""
 
 import csv
+import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from xdimo.config import SIZES
 from xdimo.errors import UserError
+from xdimo.files import read_text
 from xdimo.model.flops import model_flops
 from xdimo.spec import ModelSpec
 
@@ -30,6 +32,7 @@ COLUMNS = [
 ]
 OPTIONAL_NUMBERS = ("claimed_tflops", "claimed_mfu_percent", "tensor_peak_tflops")
 NEEDED = ("gpus", "global_batch", "steps_per_s")
+WHOLE = ("gpus", "global_batch")
 # A table of claims may have these besides: a speedup, and the name of the row that it is over.
 EXTRA = ("claimed_speedup", "claimed_over")
 
@@ -47,17 +50,15 @@ class Row:
 
 def read(path: Path) -> list[Row]:
     """Raises UserError that names the file, the line and the column."""
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            if reader.fieldnames not in (COLUMNS, [*COLUMNS, *EXTRA]):
-                raise UserError(f"{path} line 1: expected the columns {','.join(COLUMNS)}")
-            return [
-                _row(line, len(reader.fieldnames), f"{path} line {reader.line_num}")
-                for line in reader
-            ]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        if reader.fieldnames not in (COLUMNS, [*COLUMNS, *EXTRA]):
+            raise UserError(f"{path} line 1: expected the columns {','.join(COLUMNS)}")
+        return [
+            _row(line, len(reader.fieldnames), f"{path} line {reader.line_num}") for line in reader
+        ]
+    except csv.Error as error:
+        raise UserError(f"{path} line {reader.line_num}: not CSV: {error}") from None
 
 
 def _row(line: dict[str, str], columns: int, where: str) -> Row:
@@ -65,10 +66,7 @@ def _row(line: dict[str, str], columns: int, where: str) -> Row:
         raise UserError(f"{where}: expected {columns} values")
     value: dict[str, float | None] = {}
     for name in (*NEEDED, *OPTIONAL_NUMBERS, "claimed_speedup"):
-        try:
-            value[name] = float(line[name]) if line.get(name) else None
-        except ValueError:
-            raise UserError(f"{where}: {name}: {line[name]!r} is no number") from None
+        value[name] = _number(line[name], f"{where}: {name}", name) if line.get(name) else None
         if value[name] is None and name in NEEDED:
             raise UserError(f"{where}: {name}: missing")
     steps, batch, gpus = (value[name] for name in ("steps_per_s", "global_batch", "gpus"))
@@ -79,6 +77,19 @@ def _row(line: dict[str, str], columns: int, where: str) -> Row:
     return Row(line, value, where, tflops, tflops / (gpus * peak) if tflops and peak else None)
 
 
+def _number(text: str, where: str, name: str) -> float:
+    if not _NUMBER.fullmatch(text):
+        raise UserError(f"{where}: {text!r} is no number; expected such as 3.5")
+    value = float(text)
+    if name in WHOLE and not (value.is_integer() and 1 <= value <= 2**31):
+        raise UserError(f"{where}: {text} is not a count; expected a whole number from 1 on")
+    if not (0 < value < 1e15):
+        raise UserError(f"{where}: {text} cannot be; expected more than 0")
+    return value
+
+
+# ASCII alone: float() takes nan, inf, 1_000 and the digits of other scripts too.
+_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _MODEL = re.compile(
     r"(?P<size>\w+/2) (?:dense|(?P<experts>\d+) experts top-(?P<top_k>\d+))"
     r"(?:, (?P<frames>\d+) frames of (?P<pixels>\d+) px)?"

@@ -8,11 +8,17 @@ from xdimo.config import Mode
 from xdimo.implementations import Precision
 from xdimo.outcome import Outcome
 
+# Within the range of float32: what lies beyond was not measured, and would overflow sums.
+Whole = Annotated[int, Field(ge=0, le=2**53)]
+Signed = Annotated[float, Field(ge=-1e39, le=1e39)]
+Amount = Annotated[float, Field(ge=0, le=1e39)]
+Rate = Annotated[float, Field(ge=1e-38, le=1e39)]
+
 
 class Fact(BaseModel):
-    """Frozen and typed; a key that a later writer adds is passed over."""
+    """Frozen and typed, numbers finite; a key that a later writer adds is passed over."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
 
 class Code(Fact):
@@ -43,8 +49,8 @@ class Ending(Fact):
 class Effective(Fact):
     """What the run found itself doing, to be held against its spec."""
 
-    parameters: int
-    trainable_parameters: int
+    parameters: Whole
+    trainable_parameters: Whole
     precision: Precision
     experts: int
     top_k: int
@@ -75,23 +81,23 @@ class Header(Fact):
 
 class Step(Fact):
     event: Literal["step"]
-    step: int
+    step: Whole
     phase: Literal["warmup", "timed"]
-    step_s: float
-    data_wait_s: float
-    loss: float | None
-    grad_norm: float | None
-    lr: float
-    epoch: int
+    step_s: Signed
+    data_wait_s: Signed
+    loss: Signed | None
+    grad_norm: Amount | None
+    lr: Amount
+    epoch: Whole
     kind: Literal["eager", "capture", "replay"] = "eager"  # how it ran; older logs do not say
 
 
 class Window(Fact):
     event: Literal["window"]
     phase: Literal["timed"]
-    first_step: int
-    last_step: int
-    wall_s: float = Field(gt=0)
+    first_step: Whole
+    last_step: Whole
+    wall_s: Rate
 
     @property
     def steps(self) -> int:
@@ -102,19 +108,19 @@ class Memory(Fact):
     """GiB of one rank; device figures are None on a CPU."""
 
     event: Literal["memory"]
-    rank: int
-    allocated_gib: float | None
-    reserved_gib: float | None
-    peak_allocated_gib: float | None
-    peak_reserved_gib: float | None
-    device_gib: float | None
-    host_peak_gib: float | None
+    rank: Whole
+    allocated_gib: Amount | None
+    reserved_gib: Amount | None
+    peak_allocated_gib: Amount | None
+    peak_reserved_gib: Amount | None
+    device_gib: Amount | None
+    host_peak_gib: Amount | None
 
 
 class Checkpoint(Fact):
     event: Literal["checkpoint"]
-    step: int
-    seconds: float
+    step: Whole
+    seconds: Amount
 
 
 class Calibration(Fact):
@@ -123,41 +129,41 @@ class Calibration(Fact):
     event: Literal["calibration"]
     when: Literal["before", "after"]
     rank: int
-    gemm_tflops: float = Field(gt=0)
-    gemm_shape: tuple[int, int, int]
-    gemm_s: float | None = None  # how long it ran; None: 0.2 on a GPU, in older records
-    model_gemm_tflops: dict[str, float]  # by shape, "rows x inner x outer" without spaces
-    copy_gb_s: float
-    all_reduce_gb_s: float | None  # None: one rank
+    gemm_tflops: Rate
+    gemm_shape: tuple[Whole, Whole, Whole]
+    gemm_s: Rate | None = None  # how long it ran; None: 0.2 on a GPU, in older records
+    model_gemm_tflops: dict[str, Rate]  # by shape, "rows x inner x outer" without spaces
+    copy_gb_s: Rate
+    all_reduce_gb_s: Rate | None  # None: one rank
 
 
 class Telemetry(Fact):
     """One card at one moment of the timed window. None: the driver keeps it to itself."""
 
     event: Literal["telemetry"]
-    t_s: float  # since the window began
-    gpu: int  # as ranks count
-    sm_mhz: float | None
-    memory_mhz: float | None
-    power_w: float | None
-    temperature_c: float | None
+    t_s: Signed  # since the window began
+    gpu: Whole  # as ranks count
+    sm_mhz: Amount | None
+    memory_mhz: Amount | None
+    power_w: Amount | None
+    temperature_c: Signed | None
     throttle: list[str] | None
-    ecc_errors: int | None
-    other_processes: int | None  # on this card, not of this run
-    host_gpus_busy: int | None  # cards of the host that are not this run's and at work
-    host_load: float | None
-    pcie_gen: int | None
-    pcie_width: int | None
-    nvlink_active: int | None
-    memory_before_gib: float | None = None  # in use on this card before the run; older logs: none
+    ecc_errors: Whole | None
+    other_processes: Whole | None  # on this card, not of this run
+    host_gpus_busy: Whole | None  # cards of the host that are not this run's and at work
+    host_load: Amount | None
+    pcie_gen: Whole | None
+    pcie_width: Whole | None
+    nvlink_active: Whole | None
+    memory_before_gib: Amount | None = None  # in use on this card before the run; older logs: none
 
 
 class Ledger(Fact):
     """Where the time of a step goes; shares of it."""
 
     event: Literal["ledger"]
-    shares: dict[str, float]
-    step_s: float = Field(gt=0)
+    shares: dict[str, Signed]
+    step_s: Rate
     source: str
 
 
@@ -185,8 +191,8 @@ class Seen(Fact):
 
 class Footer(Fact):
     event: Literal["footer"]
-    steps: int
-    wall_s: float
+    steps: Whole
+    wall_s: Amount
 
 
 Event = (

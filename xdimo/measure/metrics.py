@@ -125,6 +125,8 @@ def _share(tflops_per_s: float | None, gpus: int, peak: float | None) -> float |
     return tflops_per_s / (gpus * peak) if tflops_per_s is not None and peak else None
 
 
+# Time of the window that lies in no step, from which a reader must know of it.
+OUTSIDE, OUTSIDE_S = 0.05, 0.5
 OTHER_CARD = "not the target's card"
 
 
@@ -134,7 +136,7 @@ def other_card(record: Record, hardware: Hardware) -> str | None:
     Only the table of cards can tell, which no record has.
     """
     header = record.log.header if record.log else None
-    measured = record.run.outcome == "ok" and record.spec.device == "cuda"
+    measured = record.run.outcome == "ok"
     if header is None or not measured or len(set(header.devices)) > 1:
         return None
     device = header.devices[0]
@@ -146,7 +148,7 @@ def _flags(record: Record, hardware: Hardware, metrics: dict[str, Any]) -> list[
     """What a reader must know of these figures: ``what`` or ``what: detail``."""
     assert record.log is not None and record.log.header is not None
     spec, devices = record.spec, set(record.log.header.devices)
-    flags = []
+    flags = [f"run.json cannot be read: {record.instead}"] if record.instead else []
     for peak in ("tensor", "declared"):
         mfu = metrics[f"mfu_{peak}"]
         if mfu is not None and mfu > 1:
@@ -159,6 +161,9 @@ def _flags(record: Record, hardware: Hardware, metrics: dict[str, Any]) -> list[
         flags.append(f"{OTHER_CARD}: {other}")
     if metrics["timed_steps"] != spec.steps.timed:
         flags.append(f"window shorter than asked: {metrics['timed_steps']}/{spec.steps.timed}")
+    outside = metrics["between_steps_s"] / metrics["window_s"]
+    if outside > OUTSIDE and metrics["between_steps_s"] > OUTSIDE_S:
+        flags.append(f"outside the steps: {100 * outside:.0f} %")
     # Of each rank the loop, a thread for copies or collectives, and its loaders.
     flags += telemetry.flags(metrics, own_load=spec.gpus * (2 + spec.workers))
     if spec.device == "cuda":  # what a CPU gives to plain work, nobody keeps steady

@@ -1,13 +1,16 @@
 """Records of runs: read whole, or refused with the file and line at fault."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from xdimo.errors import UserError
+from xdimo.files import read_bytes
 from xdimo.measure.events import (
     EVENT,
     Calibration,
@@ -28,6 +31,7 @@ from xdimo.outcome import ANSWERS
 from xdimo.spec import RunSpec, read_spec
 
 READABLE = "every line is a known event"
+READABLE_FILES = "spec.json and run.json can be read"
 
 _COLUMNS = ("step", "phase", "step_s", "data_wait_s", "loss", "grad_norm", "lr", "epoch", "kind")
 
@@ -58,6 +62,7 @@ class Record:
     run: Ending
     log: Log | None  # None: no line was written
     path: Path  # the run.json that counts
+    instead: str | None = None  # why that is an attempt's, where the run's own cannot be read
 
 
 @dataclass(frozen=True)
@@ -84,24 +89,41 @@ def outcome_path(folder: Path, spec: str) -> Path | None:
     """The run.json that counts for ``spec``; None where nothing has ended yet.
 
     The run's own; where it is missing (a rerun removes it first) that of the newest attempt that
-    is an answer, else of the newest that ended.
+    is an answer, else of the newest that ended. Of a run whose own cannot be read, that of the
+    newest attempt that is an answer: the same was written there before.
     """
-    if (folder / "run.json").exists():
-        return folder / "run.json"
+    own = folder / "run.json"
+    unreadable = _unreadable(own) if os.path.lexists(own) else None
+    if os.path.lexists(own) and unreadable is None:
+        return own
     ended = [a for a in attempts(folder) if a.outcome is not None and a.outcome.spec == spec]
     answers = [a for a in ended if a.outcome is not None and a.outcome.outcome in ANSWERS]
+    if unreadable:
+        return answers[-1].folder / "run.json" if answers else own
     newest = (answers or ended)[-1:]
     return newest[0].folder / "run.json" if newest else None
 
 
 def read_outcome(path: Path) -> Ending:
     """Raises UserError that names the file and the wrong key."""
+    raw = read_bytes(path)
     try:
-        return Ending.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        return Ending.model_validate_json(raw)
     except ValidationError as error:
         raise UserError(f"{path}: {_explain(error)}") from None
+
+
+def _unreadable(path: Path) -> str | None:
+    """Why a run.json says nothing (cut off, a folder, a fault of the disk); None where it says
+    something, right or wrong.
+    """
+    try:
+        from_json(read_bytes(path))
+    except UserError as error:
+        return str(error)
+    except ValueError as error:
+        return f"{path}: not JSON ({error})"
+    return None
 
 
 def read_run(folder: Path) -> Record:
@@ -115,18 +137,27 @@ def read_run(folder: Path) -> Record:
     if broken:
         raise UserError(str(broken))
     log = _gather(case) if case.log_path else None
-    return Record(folder, case.spec, case.run, log, case.run_path)
+    own, instead = folder / "run.json", None
+    if case.run_path != own and os.path.lexists(own):
+        taken = case.run_path.relative_to(folder)
+        instead = f"{_unreadable(own)}; taken from {taken}".replace(f"{folder}/", "")
+    return Record(folder, case.spec, case.run, log, case.run_path, instead)
 
 
 def check_run(folder: Path) -> list[Finding]:
-    """Every rule that the run in ``folder`` breaks; none of one that has not ended.
-
-    Raises UserError where spec.json or run.json cannot be read at all.
-    """
-    if outcome_path(folder, read_spec(folder / "spec.json").hash) is None:
-        return []
-    case, torn = _case(folder)
-    return [*torn, *findings(case)]
+    """Every rule that the run in ``folder`` breaks; none of one that has not ended."""
+    own = folder / "run.json"
+    found = []
+    try:
+        if outcome_path(folder, read_spec(folder / "spec.json").hash) is None:
+            return []
+        if os.path.lexists(own) and (why := _unreadable(own)):
+            found.append(Finding(READABLE_FILES, own, None, why.removeprefix(f"{own}: ")))
+        case, torn = _case(folder)
+    except UserError as error:
+        said = str(error).removeprefix(f"{folder}/")
+        return found or [Finding(READABLE_FILES, folder, None, said)]
+    return [*found, *torn, *findings(case)]
 
 
 def _case(folder: Path) -> tuple[Case, list[Finding]]:
@@ -139,15 +170,19 @@ def _case(folder: Path) -> tuple[Case, list[Finding]]:
     if path is None:
         raise UserError(f"{folder}: no attempt has ended yet")
     run = read_outcome(path)
+    there = path.parent / run.log if run.log else folder / "attempts" / str(run.attempt) / "-"
+    twin = there.parent / "run.json"
+    own = read_outcome(twin) if path != twin and os.path.lexists(twin) else None
     log_path = path.parent / run.log if run.log else None
-    if log_path is None or (run.outcome != "ok" and not log_path.exists()):
-        return Case(spec, run, path), []
+    if log_path is None or (run.outcome != "ok" and not os.path.lexists(log_path)):
+        return Case(spec, run, path, attempt=own), []
     try:
         raw = log_path.read_bytes()
     except OSError as error:
-        return Case(spec, run, path), [Finding(READABLE, log_path, None, f"{error.strerror}")]
+        torn = [Finding(READABLE, log_path, None, f"{error.strerror}")]
+        return Case(spec, run, path, attempt=own), torn
     lines: list[tuple[int, Event]] = []
-    torn: list[Finding] = []
+    torn = list[Finding]()
     for number, event in _events(raw):
         if isinstance(event, str):
             if run.outcome != "ok":
@@ -155,7 +190,7 @@ def _case(folder: Path) -> tuple[Case, list[Finding]]:
             torn.append(Finding(READABLE, log_path, number, event))
         else:
             lines.append((number, event))
-    return Case(spec, run, path, log_path, raw, lines), torn
+    return Case(spec, run, path, log_path, raw, lines, own), torn
 
 
 def _events(raw: bytes) -> Iterator[tuple[int, Event | str]]:

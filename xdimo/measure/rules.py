@@ -29,6 +29,8 @@ from xdimo.spec import RunSpec
 
 # Steps are timed on the device, the window on the host: two clocks.
 CLOCKS_AGREE = 0.02
+# A window of which more than half lies in none of its steps was not what they say.
+LONGEST = 2
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Case:
     log_path: Path | None = None
     raw: bytes = b""
     lines: list[tuple[int, Event]] = field(default_factory=list)
+    attempt: Ending | None = None  # what the attempt that run.json names says itself
 
     def of(self, *kinds: type[Any]) -> list[tuple[int, Any]]:
         return [(number, event) for number, event in self.lines if isinstance(event, kinds)]
@@ -148,6 +151,16 @@ def _ended_after_it_started(case: Case) -> Broken:
         yield None, f"ended {case.run.ended}, before it started {case.run.started}"
 
 
+def _says_what_its_attempt_says(case: Case) -> Broken:
+    if case.attempt is None:
+        return
+    for name in Ending.model_fields:
+        said, there = getattr(case.run, name), getattr(case.attempt, name)
+        left_open = name == "log_sha256" and said is None
+        if name != "log" and said != there and not left_open:
+            yield None, f"{name}: {said!r}; its attempt's run.json says {there!r}"
+
+
 def _has_a_log(case: Case) -> Broken:
     if case.run.log is None:
         yield None, "log: null, but the outcome is ok"
@@ -220,6 +233,28 @@ def _steps_fit_into_the_window(case: Case) -> Broken:
         total = sum(step.step_s for _, step in case.of(Step) if step.phase == window.phase)
         if total > (1 + CLOCKS_AGREE) * window.wall_s:
             yield number, f"window.wall_s: {window.wall_s:g}; its steps take {total:g}"
+        elif window.wall_s > LONGEST * (total + _checkpoints_s(case)) + 1:
+            yield number, f"window.wall_s: {window.wall_s:g}; its steps take {total:g} alone"
+
+
+def _checkpoints_s(case: Case) -> float:
+    """One after the last step lies in the window and in no step."""
+    return float(sum(checkpoint.seconds for _, checkpoint in case.of(Checkpoint)))
+
+
+def _memory_fits(case: Case) -> Broken:
+    for number, memory in case.of(Memory):
+        sizes = [
+            ("peak_allocated_gib", memory.peak_allocated_gib),
+            ("peak_reserved_gib", memory.peak_reserved_gib),
+            ("device_gib", memory.device_gib),
+        ]
+        known = [(name, size) for name, size in sizes if size is not None]
+        if known and case.spec.device == "cpu":
+            yield number, f"{known[0][0]}: {known[0][1]:g} of a run on the CPU"
+        for (name, size), (above, most) in pairwise(known):
+            if size > most:
+                yield number, f"{name}: {size:g}, more than {above} {most:g}"
 
 
 def _footer_sums_up(case: Case) -> Broken:
@@ -254,18 +289,22 @@ def _losses_are_finite(case: Case) -> Broken:
             yield number, f"step {step.step}: loss or gradient norm is not finite, and outcome ok"
 
 
+def _are_all(ranks: list[int], gpus: int) -> bool:
+    return len(ranks) == gpus and ranks == list(range(gpus))
+
+
 def _every_rank_spoke(case: Case) -> Broken:
     gpus = case.spec.gpus
     ranks = sorted({memory.rank for _, memory in case.of(Memory)})
-    if ranks != list(range(gpus)):
+    if not _are_all(ranks, gpus):
         yield None, f"memory of ranks {ranks}; expected all {gpus}"
     for when in ("before", "after"):
         found = sorted(c.rank for _, c in case.of(Calibration) if c.when == when)
-        if found and found != list(range(gpus)):
+        if found and not _are_all(found, gpus):
             yield None, f"calibration {when} of ranks {found}; expected all {gpus}"
-    cards = {sample.gpu for _, sample in case.of(Telemetry)}
-    if cards and cards != set(range(gpus)):
-        yield None, f"telemetry of cards {sorted(cards)}; expected all {gpus}"
+    cards = sorted({sample.gpu for _, sample in case.of(Telemetry)})
+    if cards and not _are_all(cards, gpus):
+        yield None, f"telemetry of cards {cards}; expected all {gpus}"
     for number, header in case.of(Header):
         if len(header.devices) != gpus:
             yield number, f"devices: {len(header.devices)}; the spec says {gpus}"
@@ -298,11 +337,13 @@ RULES = (
     Rule("no step is missing", _steps_have_no_gap),
     Rule("the window is as long as its steps", _steps_fit_into_the_window),
     Rule("the footer sums up", _footer_sums_up),
+    Rule("memory fits into its card", _memory_fits),
     Rule("the ledger sums to the step", _ledger_sums_to_the_step),
     Rule("times are positive", _times_are_times),
     Rule("losses are finite", _losses_are_finite),
     Rule("every rank is there", _every_rank_spoke),
     Rule(DECLARED_IS_EFFECTIVE, _did_what_it_was_asked),
+    Rule("run.json is its attempt's", _says_what_its_attempt_says, always=True, file="run.json"),
 )
 
 

@@ -313,6 +313,11 @@ WORDS: dict[str, tuple[str, str]] = {
         "plain products after the run against before it",
         "运行之后与之前的纯矩阵乘速率之差",
     ),
+    "run.json cannot be read": ("run.json cannot be read", "run.json 无法读取"),
+    "outside the steps": (
+        "time of the window that lies in no step",
+        "计时窗口中不属于任何一步的时间",
+    ),
     "code dirty": ("code with uncommitted changes", "代码有未提交修改"),
     # sentences
     "random_vae": (
@@ -325,15 +330,20 @@ WORDS: dict[str, tuple[str, str]] = {
         "{precision}（潜变量由 {vae} 的 VAE 编码）",
     ),
     "trained_vae": ("VAE weights: {ids}", "VAE 权重：{ids}"),
-    "no_vae_yet": ("VAE weights: `{weights}`, not used yet", "VAE 权重：`{weights}`，尚未使用"),
+    "no_vae_yet": ("VAE weights: {weights}, not used yet", "VAE 权重：{weights}，尚未使用"),
+    "bad_manifest": (
+        "{name}: its manifest cannot be read, so the runs were not held against the videos: {why}",
+        "{name}：清单无法读取，因此未核对各次运行所用的视频：{why}",
+    ),
+    "bad_history": ("**Not shown**: {why}", "**未显示**：{why}"),
     "no_manifest": (
-        "`{name}`: no manifest yet (`xdimo manifest` reads the videos).",
-        "`{name}`：尚无清单（`xdimo manifest` 读取视频）。",
+        "{name}: no manifest yet (`xdimo manifest` reads the videos).",
+        "{name}：尚无清单（`xdimo manifest` 读取视频）。",
     ),
     "manifest": (
-        "`{name}` (`{dataset}`): {files} files, {readable} readable, {usable} usable, "
+        "{name} (`{dataset}`): {files} files, {readable} readable, {usable} usable, "
         "{short} shorter than {window} frames, {duplicate} duplicate, {unreadable} unreadable.",
-        "`{name}`（`{dataset}`）：{files} 个文件，{readable} 个可读，{usable} 个可用，"
+        "{name}（`{dataset}`）：{files} 个文件，{readable} 个可读，{usable} 个可用，"
         "{short} 个不足 {window} 帧，{duplicate} 个重复，{unreadable} 个不可读。",
     ),
     "excluded": ("Not used, and not replaced by another video:", "未使用，也未用其他视频代替："),
