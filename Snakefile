@@ -28,8 +28,14 @@ OVERRIDE = typed(workflow.config_settings.config)
 
 try:
     BENCH = load(CONFIGS, OVERRIDE)
+    os.fsencode(BENCH.model_dump_json())
 except UserError as error:
     sys.exit(str(error))
+except UnicodeEncodeError:
+    sys.exit(
+        f"{sys.getfilesystemencoding()} is how this Python writes file names (LC_ALL, PYTHONUTF8), "
+        "and the config has other letters; set PYTHONUTF8=1"
+    )
 
 # `python` in a rule is the one that runs this, activated or not; a conda environment of the rule's
 # own comes before it.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,9 @@ def _bench(arguments: Namespace) -> "Bench":
 
 
 def _named(paths: list[Path]) -> str:
-    return " ".join(map(str, paths))
+    """As a person types them; bytes of a name that are no UTF-8 are written as \\xNN."""
+    names = (os.fsencode(path).decode("utf-8", "backslashreplace") for path in paths)
+    return shlex.join(names)
 
 
 def _json(text: str, option: str) -> Any:

@@ -22,7 +22,7 @@ if FETCHED:
         conda:
             "../envs/xdimo.yaml"
         params:
-            plan=canonical(BENCH.dataset.model_dump(include={"name", "videos", "fetch"})),
+            plan=text(canonical(BENCH.dataset.model_dump(include={"name", "videos", "fetch"}))),
         shell:
             "python -m xdimo fetch --plan {params.plan:q} > {log:q} 2>&1"
 
@@ -45,7 +45,7 @@ rule manifest:
         "../envs/xdimo.yaml"
     threads: 4
     params:
-        videos=lambda wildcards: BENCH.dataset.videos,
+        videos=text(BENCH.dataset.videos),
         expected=(
             f"--expected {BENCH.dataset.expected_videos}" if BENCH.dataset.expected_videos else ""
         ),
@@ -84,10 +84,10 @@ rule latents:
         slurm_partition=PREPARER.queue or "",
         runtime=PREPARER.walltime_min,
         mem_mb=1000 * (PREPARER.memory_gb or 0),
-        setup="".join(f"{line}\n" for line in PREPARER.setup),
+        setup=text("".join(f"{line}\n" for line in PREPARER.setup)),
     params:
-        videos=BENCH.dataset.videos,
-        plan=canonical(latents_plan(BENCH).model_dump()),
+        videos=text(BENCH.dataset.videos),
+        plan=text(canonical(latents_plan(BENCH).model_dump())),
         device=PREPARER.device,
     shell:
         "{resources.setup}"

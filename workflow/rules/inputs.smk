@@ -8,6 +8,11 @@ from xdimo.spec import choice_path, is_current, plan, require_in_service
 CELLS = BENCH.cells | BENCH.twins
 
 
+def text(value):
+    """A value of the config as it is: as plain text, Snakemake would look for wildcards in it."""
+    return lambda wildcards: value
+
+
 def videos_seen(wildcards):
     """A file that counts as new where the videos are not those that the manifest was made from.
 

@@ -1,6 +1,10 @@
 """Metrics -> plots and tables."""
 
+from xdimo.files import content_hash
 from xdimo.report import PLOTS, TABLES
+
+# report.html shows params: the config, which may hold what is nobody's business, is a digest there,
+# and what a command needs of it a resource.
 
 
 rule plot:
@@ -20,11 +24,12 @@ rule plot:
     localrule: True
     conda:
         "../envs/xdimo.yaml"
+    resources:
+        config=text(FROM_CONFIG),
     params:
-        config=FROM_CONFIG,
-        title=BENCH.title,
+        title=content_hash(BENCH.title),
     shell:
-        "python -m xdimo plot {params.config} > {log:q} 2>&1"
+        "python -m xdimo plot {resources.config} > {log:q} 2>&1"
 
 
 rule report:
@@ -45,10 +50,11 @@ rule report:
     localrule: True
     conda:
         "../envs/xdimo.yaml"
+    resources:
+        config=text(FROM_CONFIG),
     params:
-        config=FROM_CONFIG,
-        bench=BENCH.model_dump_json(),
+        bench=content_hash(BENCH.model_dump()),
         # None when it runs; a summary rendered earlier, by hand or after a failure, is not the last.
         missing=lambda wildcards: missing(metrics_of(BENCH.in_service)),
     shell:
-        "python -m xdimo report {params.config} > {log:q} 2>&1"
+        "python -m xdimo report {resources.config} > {log:q} 2>&1"

@@ -24,8 +24,10 @@ rule spec:
         plan=lambda wildcards: canonical(planned(wildcards)),
         dataset=lambda wildcards: dataset_in(MANIFEST),
         implementation=lambda wildcards: implementation_of(planned(wildcards), Path(RUNS)),
-        choice=lambda wildcards, input: f"--choice {input.choice}" if input.choice else "",
-        vae=BENCH.vae.weights,
+        choice=lambda wildcards, input: (
+            f"--choice {shlex.quote(input.choice)}" if input.choice else ""
+        ),
+        vae=text(BENCH.vae.weights),
     shell:
         "python -m xdimo spec {wildcards.cell}-r{wildcards.repeat}"
         " --plan {params.plan:q}"
@@ -61,10 +63,10 @@ for name, target in BENCH.targets.items():
                 slurm_partition=target.queue or "",
                 runtime=target.walltime_min,
                 mem_mb=1000 * (target.memory_gb or 0),
-                setup="".join(f"{line}\n" for line in target.setup),
+                setup=text("".join(f"{line}\n" for line in target.setup)),
             params:
                 target=name,
-                plan=canonical(choice_plan(BENCH, name).model_dump()),
+                plan=text(canonical(choice_plan(BENCH, name).model_dump())),
                 hardware=BENCH.hardware,
             shell:
                 "{resources.setup}"
@@ -103,7 +105,7 @@ for name, target in BENCH.targets.items():
             slurm_partition=target.queue or "",
             runtime=target.walltime_min,
             mem_mb=1000 * (target.memory_gb or 0),
-            setup="".join(f"{line}\n" for line in target.setup),
+            setup=text("".join(f"{line}\n" for line in target.setup)),
             walltime_min=target.walltime_min,
         params:
             sources=sources,

@@ -1,11 +1,13 @@
 """The tables: each a list of column keys and rows of text. xdimo.report.summary lays them out."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from os.path import relpath
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from tabulate import tabulate
 
@@ -53,8 +55,27 @@ class Table:
 
 
 def escaped(text: str) -> str:
-    """Text that cannot end its Markdown cell."""
-    return " ".join(text.replace("|", "\\|").split())
+    """Text that cannot end its Markdown cell, nor be HTML."""
+    # A backslash before the one that guards a bar would undo it.
+    return re.sub(r"(\\*)\|", lambda found: 2 * found[1] + r"\|", inline(text))
+
+
+def inline(text: str) -> str:
+    """Text on one line, in which nothing is an HTML tag or entity."""
+    text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
+    text = re.sub(r"&(?=#?\w+;)", "&amp;", text)
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
+
+
+def code(text: str) -> str:
+    """``text`` as a code span, which a backtick in it would end."""
+    return f"`{inline(text).replace('`', chr(39))}`"
+
+
+def link(name: str, path: Path, folder: Path) -> str:
+    """A link from a document in ``folder``."""
+    slash = "/" * name.endswith("/")
+    return f"[{name}]({quote(Path(relpath(path, folder)).as_posix())}{slash})"
 
 
 def state_text(state: str, note: str | None, words: Words) -> str:
@@ -175,24 +196,19 @@ def _same_batch(survey: Survey, cell: CellState, words: Words) -> str:
 def run_link(survey: Survey, run: Run) -> str:
     """The run's name, leading to its log."""
     log = run.record.log if run.record else None
-    return f"[`{run.name}`]({_relative(survey.folder, log.path)})" if log else f"`{run.name}`"
+    return link(f"`{run.name}`", log.path, survey.folder) if log else f"`{run.name}`"
 
 
 def cell_link(survey: Survey, cell: CellState) -> str:
     """The cell's name, leading to the record of its median run; marked where a note is of it."""
     name = f"`{cell.cell.name}`"
     log = cell.median.record.log if cell.median and cell.median.record else None
-    link = f"[{name}]({_relative(survey.folder, log.path)})" if log else name
-    return link + _mark(cell)
+    return (link(name, log.path, survey.folder) if log else name) + _mark(cell)
 
 
 def _mark(cell: CellState) -> str:
     """A dagger where a note is of the cell or one of its runs."""
     return " †" if any(_notes(cell)) else ""
-
-
-def _relative(folder: Path, path: Path) -> str:
-    return Path(relpath(path, folder)).as_posix()
 
 
 def modes_table(survey: Survey, config_path: str, words: Words) -> Table:
@@ -213,7 +229,7 @@ def modes_table(survey: Survey, config_path: str, words: Words) -> Table:
                     cell_link(survey, state),
                     state.cell.mode,
                     *_pace(state, words),
-                    f"`{command(survey.bench, name, config_path)}`",
+                    code(command(survey.bench, name, config_path)),
                 ]
             )
     return table
@@ -277,7 +293,7 @@ def cells_table(survey: Survey, config_path: str, words: Words) -> Table:
             ]
         state = state_text(cell.state, cell.note, words)
         repeats = f"{len(cell.measured)} / {len(cell.runs)}"
-        run = f"`{command(survey.bench, name, config_path)}`"
+        run = code(command(survey.bench, name, config_path))
         table.rows.append([cell_link(survey, cell), state, repeats, *values, run])
     return table
 
@@ -343,9 +359,9 @@ def _link(folder: Path, run: Run) -> str:
     """To the record; where it cannot be read or is of no use here, to all there is of the run."""
     if run.record is None:
         there = run.folder.exists()
-        return f"[{run.folder.name}/]({_relative(folder, run.folder)}/)" if there else ""
+        return link(f"{run.folder.name}/", run.folder, folder) if there else ""
     path = run.record.log.path if run.record.log else run.record.path
-    return f"[{path.name}]({_relative(folder, path)})"
+    return link(path.name, path, folder)
 
 
 def note_lines(survey: Survey, words: Words) -> list[str]:
@@ -354,7 +370,7 @@ def note_lines(survey: Survey, words: Words) -> list[str]:
     for cell in survey.cells.values():
         for name, text in _notes(cell):
             names.setdefault(text(words), []).append(f"`{name}`")
-    return [f"{', '.join(of)}: {text}" for text, of in names.items()]
+    return [f"{', '.join(of)}: {inline(text)}" for text, of in names.items()]
 
 
 def _notes(cell: CellState) -> Iterator[tuple[str, Callable[[Words], str]]]:
