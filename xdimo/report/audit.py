@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
+from os.path import lexists
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tabulate import tabulate
 from xdimo.config import Hardware
 from xdimo.errors import UserError
 from xdimo.files import read_json
+from xdimo.load import naming, parse
 from xdimo.measure import claims, textlog
 from xdimo.measure.audit import (
     Claim,
@@ -24,7 +26,16 @@ from xdimo.measure.figure import Figure
 from xdimo.measure.metrics import derive, other_card
 from xdimo.measure.records import check_run, outcome_path, read_run
 from xdimo.measure.rules import DECLARED_IS_EFFECTIVE, Finding
+from xdimo.report.cells import Part
 from xdimo.spec import read_spec
+
+
+class _Told(Part):
+    """What metrics.json claims."""
+
+    steps_per_s: float
+    model_tflops_per_s: float
+    mfu_tensor: float | None = None
 
 
 def collect(
@@ -56,7 +67,8 @@ def collect(
 
 def runs(folder: Path) -> list[Path]:
     """Folders of runs in ``folder``, or itself."""
-    found = sorted(path.parent for path in folder.rglob("spec.json"))
+    # By name, not by pattern: a link to nothing is a spec that cannot be read.
+    found = sorted(path.parent for path in folder.rglob("*") if path.name == "spec.json")
     if not found:
         raise UserError(f"{folder}: no spec.json in it or below")
     return found
@@ -121,7 +133,10 @@ def _of_run(folder: Path, hardware: Hardware) -> Iterator[Claim]:
     if derived.get("samples_per_s") is None or record.log is None:
         return
     path = folder / "metrics.json"
-    told = read_json(path) if path.exists() else derived
+    told = derived
+    if lexists(path):
+        with naming(path):
+            told = parse(_Told, read_json(path)).model_dump()
     steps = record.log.steps
     spec = record.spec
     device = derived["device"]

@@ -1,20 +1,54 @@
 """The state of every run and cell of a campaign, from the files alone."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from xdimo.config import Bench, Cell, Hardware
 from xdimo.errors import UserError
 from xdimo.files import read_json
+from xdimo.load import naming, parse
 from xdimo.measure.compare import differing
 from xdimo.measure.metrics import OTHER_CARD, derive, other_card
 from xdimo.measure.records import Attempt, Record, attempts, outcome_path, read_run
 from xdimo.measure.repeats import Spread, ratio_ci95, spread
 from xdimo.measure.throughput import unsteady_text
 from xdimo.spec import as_planned, implementation_of, plan, read_spec
+
+
+class Part(BaseModel):
+    """Of a file with more keys than tables show; summary.json has them."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+
+
+class Video(Part):
+    path: str
+    status: Literal["usable", "short", "duplicate", "unreadable"]
+    reason: str | None = None
+
+
+class Counts(Part):
+    files: int
+    readable: int
+    usable: int
+    short: int
+    duplicate: int
+    unreadable: int
+
+
+class Manifest(Part):
+    """What the tables say of manifest.json."""
+
+    dataset: str
+    window: int
+    counts: Counts
+    videos: list[Video]
 
 
 @dataclass(frozen=True)
@@ -78,9 +112,10 @@ class Survey:
     hardware: Hardware
     folder: Path  # where its summary lies
     runs_folder: Path
-    manifest: dict[str, Any] | None
+    manifest: Manifest | None
     cells: dict[str, CellState]  # the matrix, then the baselines in the other data mode
     unplanned: tuple[Run, ...]
+    bad_manifest: str | None = None  # why it cannot be read
 
     @property
     def runs(self) -> list[Run]:
@@ -143,9 +178,12 @@ def survey(bench: Bench, hardware: Hardware, records: Path | None = None) -> Sur
     """``records``: a folder that ``xdimo keep`` wrote, read instead of the config's own runs."""
     folder = records or Path(bench.results)
     runs = records or Path(bench.runs_folder)
-    manifest_path = (records or folder / "data") / "manifest.json"
-    manifest = read_json(manifest_path) if manifest_path.exists() else None
-    dataset = manifest["dataset"] if manifest else None
+    manifest, bad_manifest = None, None
+    try:
+        manifest = _manifest((records or folder / "data") / "manifest.json")
+    except UserError as error:
+        bad_manifest = str(error)
+    dataset = manifest.dataset if manifest else None
     cells = {
         cell.name: _cell(bench, hardware, runs, cell, dataset)
         for cell in [*bench.cells.values(), *bench.twins.values()]
@@ -155,7 +193,14 @@ def survey(bench: Bench, hardware: Hardware, records: Path | None = None) -> Sur
     unplanned = tuple(
         Run(path.name, path, "unplanned") for path in found if path.name not in planned
     )
-    return Survey(bench, hardware, folder, runs, manifest, cells, unplanned)
+    return Survey(bench, hardware, folder, runs, manifest, cells, unplanned, bad_manifest)
+
+
+def _manifest(path: Path) -> Manifest | None:
+    if not os.path.lexists(path):
+        return None
+    with naming(path):
+        return parse(Manifest, read_json(path))
 
 
 def _cell(
@@ -177,19 +222,26 @@ _RANK = {"ok": 0, "refused": 2, "started": 3, "changed": 4, "pending": 5}
 
 
 def _run(bench: Bench, hardware: Hardware, folder: Path, name: str, dataset: str | None) -> Run:
-    if not (folder / "spec.json").exists():
+    """Its row says why where a file of it cannot be read: the other rows stand."""
+    if not os.path.lexists(folder / "spec.json"):
         return Run(name, folder, "pending")
     try:
-        spec = read_spec(folder / "spec.json")
-        tried = tuple(attempts(folder))
-        if outcome_path(folder, spec.hash) is None:
-            begun = [a for a in tried if a.outcome is None]
-            state = "started" if begun else "pending"
-            note = f"attempts/{begun[-1].number}" if begun else None
-            return Run(name, folder, state, note, attempts=tried)
-        record = read_run(folder)
+        return _read(bench, hardware, folder, name, dataset)
     except UserError as error:
         return Run(name, folder, "refused", _shorter(str(error), folder))
+    except OSError as error:
+        return Run(name, folder, "refused", _shorter(f"{error.filename}: {error.strerror}", folder))
+
+
+def _read(bench: Bench, hardware: Hardware, folder: Path, name: str, dataset: str | None) -> Run:
+    spec = read_spec(folder / "spec.json")
+    tried = tuple(attempts(folder))
+    if outcome_path(folder, spec.hash) is None:
+        begun = [a for a in tried if a.outcome is None]
+        state = "started" if begun else "pending"
+        note = f"attempts/{begun[-1].number}" if begun else None
+        return Run(name, folder, state, note, attempts=tried)
+    record = read_run(folder)
     planned = plan(bench, name)
     implementation = implementation_of(planned, folder.parent)
     changed = _changes(planned, record, dataset, implementation)
@@ -202,7 +254,10 @@ def _run(bench: Bench, hardware: Hardware, folder: Path, name: str, dataset: str
     if metrics.get("unsteady"):
         note = unsteady_text(metrics)
         return Run(name, folder, "unsteady", note, record, metrics, tried)
-    return Run(name, folder, record.run.outcome, record.run.reason, record, metrics, tried)
+    said = [text for text in (record.run.reason, record.instead) if text]
+    # Where there are figures, their flags say the second.
+    note = record.run.reason if record.run.outcome == "ok" else "; ".join(said) or None
+    return Run(name, folder, record.run.outcome, note, record, metrics, tried)
 
 
 def _shorter(message: str, folder: Path) -> str:

@@ -53,9 +53,9 @@ def data(
         "dataset": manifest
         and {
             "name": bench.dataset.name,
-            "dataset": manifest["dataset"],
-            "counts": manifest["counts"],
-            "excluded": excluded_videos(manifest),
+            "dataset": manifest.dataset,
+            "counts": manifest.counts.model_dump(),
+            "excluded": [video.model_dump() for video in excluded_videos(manifest)],
         },
         "vae_random": bench.vae.random,
         "code": [{**code.model_dump(), "runs": names} for code, names in codes(view).items()],

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from os.path import lexists
 from pathlib import Path
 
 from xdimo.config import SIZES, Bench, Hardware
@@ -35,7 +36,7 @@ def add(
     changed. Raises UserError where the table cannot be read, or nothing was measured.
     """
     view = survey(bench, hardware, records)
-    rows = [row.text for row in read(path)] if path.exists() else []
+    rows = [row.text for row in read(path)] if lexists(path) else []
     places = {_cell(row["record"]): place for place, row in enumerate(rows) if row["record"]}
     new = changed = 0
     cells = [(c, c.median.record) for c in view.cells.values() if c.median and c.median.record]

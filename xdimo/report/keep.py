@@ -6,7 +6,8 @@ from pathlib import Path
 
 from xdimo.config import Bench, Hardware
 from xdimo.errors import UserError
-from xdimo.files import read_json, whole, write_json
+from xdimo.files import whole, write_json
+from xdimo.load import read_yaml
 from xdimo.measure.metrics import write as write_metrics
 from xdimo.report.plots import draw
 from xdimo.report.summary import render, write
@@ -25,7 +26,7 @@ def keep(bench: Bench, hardware: Hardware, folder: Path) -> list[Path]:
     none, or the folder keeps those of other results.
     """
     source, kept = Path(bench.runs_folder), folder / "config.json"
-    if kept.exists() and (results := read_json(kept)["results"]) != bench.results:
+    if kept.exists() and (results := read_yaml(kept).get("results")) != bench.results:
         raise UserError(
             f"{kept}: keeps campaign {bench.campaign!r} of results {results!r}, and this config's "
             f"are {bench.results!r}; expected a campaign of another name"

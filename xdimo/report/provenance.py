@@ -1,28 +1,29 @@
 """What stands behind the figures: videos, VAE, code and versions."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from xdimo.measure.events import Code, Header
 from xdimo.report import figures
-from xdimo.report.cells import Run, Survey
-from xdimo.report.tables import Table
+from xdimo.report.cells import Manifest, Run, Survey, Video
+from xdimo.report.tables import Table, code, inline
 from xdimo.report.words import Words
 
 
 def dataset(view: Survey, words: Words) -> Iterable[str]:
     bench, manifest = view.bench, view.manifest
-    name = bench.dataset.name
-    if manifest is None:
+    name = code(bench.dataset.name)
+    if view.bad_manifest:
+        yield words("bad_manifest", name=name, why=inline(view.bad_manifest))
+    elif manifest is None:
         yield words("no_manifest", name=name)
     else:
-        known = {**manifest["counts"], "window": manifest["window"]}
-        yield words("manifest", name=name, dataset=manifest["dataset"][:15], **known)
+        known = {**manifest.counts.model_dump(), "window": manifest.window}
+        yield words("manifest", name=name, dataset=manifest.dataset[:15], **known)
         excluded = excluded_videos(manifest)
         if excluded:
             yield words("excluded")
             rows = [
-                [video["path"], words(f"video_{video['status']}"), video.get("reason") or ""]
+                [video.path, words(f"video_{video.status}"), video.reason or ""]
                 for video in excluded
             ]
             yield Table(["video", "status", "reason"], rows).markdown(words)
@@ -32,11 +33,11 @@ def dataset(view: Survey, words: Words) -> Iterable[str]:
     elif ids:
         yield words("trained_vae", ids=", ".join(f"`{name[:15]}`" for name in sorted(ids)))
     else:
-        yield words("no_vae_yet", weights=bench.vae.weights)
+        yield words("no_vae_yet", weights=code(bench.vae.weights))
 
 
-def excluded_videos(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    return [video for video in manifest["videos"] if video["status"] != "usable"]
+def excluded_videos(manifest: Manifest) -> list[Video]:
+    return [video for video in manifest.videos if video.status != "usable"]
 
 
 def used(view: Survey) -> list[Run]:
@@ -83,7 +84,7 @@ def _stated(value: float | None, words: Words) -> str:
     return words("unknown") if value is None else figures.plain(value)
 
 
-def code(view: Survey, words: Words) -> Iterable[str]:
+def versions(view: Survey, words: Words) -> Iterable[str]:
     found = codes(view)
     if not found:
         yield words("no_code")

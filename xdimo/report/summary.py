@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from os.path import relpath
+from os.path import lexists
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from xdimo.config import Bench, Hardware
+from xdimo.errors import UserError
 from xdimo.files import write_json, write_text
 from xdimo.measure import claims
 from xdimo.measure.claims import TERA
@@ -54,11 +55,11 @@ def render(
     ``xdimo keep`` wrote, read instead of the config's own runs.
     """
     view = survey(bench, hardware, records)
-    past = claims.read(Path(bench.history)) if Path(bench.history).exists() else []
+    past, bad_history = _past(Path(bench.history))
     cells = [export.cell_data(view, cell) for cell in view.cells.values()]
     return Summary(
-        en=_document(view, past, config_path, Words("en")),
-        zh=_document(view, past, config_path, Words("zh")),
+        en=_document(view, past, bad_history, config_path, Words("en")),
+        zh=_document(view, past, bad_history, config_path, Words("zh")),
         csv=pd.json_normalize(cells).to_csv(index=False, lineterminator="\n"),
         data=export.data(view, past, cells, _definitions(bench, Words("en"))),
     )
@@ -72,7 +73,19 @@ def write(summary: Summary, folder: Path) -> None:
     write_text(folder / "summary.md", summary.en)
 
 
-def _document(view: Survey, past: list[claims.Row], config_path: str, words: Words) -> str:
+def _past(history: Path) -> tuple[list[claims.Row], str | None]:
+    """Its rows, or why none is shown: what was measured is shown all the same."""
+    if not lexists(history):
+        return [], None
+    try:
+        return claims.read(history), None
+    except UserError as error:
+        return [], str(error)
+
+
+def _document(
+    view: Survey, past: list[claims.Row], bad_history: str | None, config_path: str, words: Words
+) -> str:
     bench = view.bench
     behind = [*(bench.baseline_cell(name).name for name in bench.targets), bench.baseline]
     baselines = [view.cells[name] for name in dict.fromkeys(behind)]
@@ -80,7 +93,7 @@ def _document(view: Survey, past: list[claims.Row], config_path: str, words: Wor
     done, by_name = _done(view, bench.cells), _done(view, bench.twins)
     parts = [
         *([words("demo")] if bench.demo else []),
-        f"# {bench.title}",
+        f"# {tables.inline(bench.title)}",
         words("campaign", campaign=bench.campaign, done=done, runs=planned),
         *([words("campaign_twins", done=by_name)] if by_name else []),
         words("other_language"),
@@ -109,13 +122,15 @@ def _document(view: Survey, past: list[claims.Row], config_path: str, words: Wor
         tables.runs_table(view, words).markdown(words),
         f"## {words('history')}",
         words("history_note", file=_history_link(view)),
-        _history(past, view.folder, words).markdown(words),
+        words("bad_history", why=tables.inline(bad_history))
+        if bad_history
+        else _history(past, view.folder, words).markdown(words),
         f"## {words('cards')}",
         provenance.cards(view, words),
         f"## {words('dataset')}",
         *provenance.dataset(view, words),
         f"## {words('code')}",
-        *provenance.code(view, words),
+        *provenance.versions(view, words),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -176,7 +191,7 @@ def _rows_from(view: Survey, cells: list[CellState], words: Words) -> str:
 
 def _history_link(view: Survey) -> str:
     path = Path(view.bench.history)
-    return f"[{path.name}]({Path(relpath(path, view.folder)).as_posix()})"
+    return tables.link(tables.inline(path.name), path, view.folder)
 
 
 def _plots(folder: Path, words: Words) -> Iterable[str]:
@@ -206,9 +221,7 @@ def _history(past: list[claims.Row], folder: Path, words: Words) -> tables.Table
                 figures.percent(row.mfu, words),
                 *(text[name] for name in ("precision", "data_mode", "declared_model")),
                 *(text[name] for name in ("effective_model", "confidence", "note")),
-                f"[{Path(record).name}]({Path(relpath(record, folder)).as_posix()})"
-                if record
-                else "",
+                tables.link(Path(record).name, Path(record), folder) if record else "",
             ]
         )
     return table
