@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from tests.conftest import ROOT, SMALL
 from tests.test_laws import modules
 from tests.test_metrics import log_of, relog
+from xdimo.cli import parser
 from xdimo.config import Hardware
 from xdimo.errors import UserError
 from xdimo.load import load, parse, read_yaml, typed
@@ -282,3 +283,20 @@ def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
     path = tmp_path / "history.csv"
     path.write_text(f"{HEADER}\n显卡甲,h200,8,8,3.5{10 * ','}\n", encoding="utf-8-sig")
     assert read(path)[0].text["hardware"] == "显卡甲"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("manifest", "videos", "--output", "m.json", "--workers", "0"),
+        ("manifest", "videos", "--output", "m.json", "--timeout-s", "-1"),
+        ("manifest", "videos", "--output", "m.json", "--expected", "0"),
+        ("launch", "s.json", "--data", "d", "--output", "r.json", "--walltime-min", "²"),
+        ("audit", "--gpus", "0"),
+        ("audit", "--global-batch", "-8"),
+    ],
+)
+def test_a_count_on_the_command_line_is_one(words: tuple[str, ...], capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args(words)
+    assert "expected a whole number from 1 on" in capsys.readouterr().err

@@ -47,11 +47,11 @@ def parser() -> ArgumentParser:
         "xdimo manifest data/FaceForensics --expected 704 --output results/data/manifest.json",
     )
     _path(sub, "videos", help="folder of videos")
-    sub.add_argument("--window", type=_positive, default=48, help="video frames of a clip (48)")
-    sub.add_argument("--expected", type=int, help="readable videos that must be found")
+    sub.add_argument("--window", type=_count, default=48, help="video frames of a clip (48)")
+    sub.add_argument("--expected", type=_count, help="readable videos that must be found")
     sub.add_argument("--decoder", choices=["auto", "pyav"], default="auto")
-    sub.add_argument("--timeout-s", type=int, default=60, help="a decoder's limit on one video")
-    sub.add_argument("--workers", type=int, default=4, help="videos probed at once")
+    sub.add_argument("--timeout-s", type=_count, default=60, help="a decoder's limit on one video")
+    sub.add_argument("--workers", type=_count, default=4, help="videos probed at once")
     _path(sub, "--output", required=True, help="manifest.json to write")
 
     sub = verb(
@@ -104,7 +104,7 @@ def parser() -> ArgumentParser:
     _sources(sub)
     _path(sub, "--output", required=True, help="run.json to write; attempts/ lies beside it")
     _path(sub, "--hardware", default=Path("config/hardware.yaml"), help="file of cards")
-    sub.add_argument("--walltime-min", type=int, default=120, help="minutes it may take (120)")
+    sub.add_argument("--walltime-min", type=_count, default=120, help="minutes it may take (120)")
 
     sub = verb(
         "train",
@@ -185,8 +185,8 @@ def parser() -> ArgumentParser:
     sub.add_argument("--json", action="store_true", help="for programs")
     _path(sub, "--hardware", default=Path("config/hardware.yaml"), help="file of cards and peaks")
     sub.add_argument("--card", help="of text logs: its entry in the file of cards")
-    sub.add_argument("--gpus", type=int, help="of text logs")
-    sub.add_argument("--global-batch", type=int, help="of text logs without samples/s")
+    sub.add_argument("--gpus", type=_count, help="of text logs")
+    sub.add_argument("--global-batch", type=_count, help="of text logs without samples/s")
     sub.add_argument("--model", default="S/2 4 experts top-2", help="of text logs (%(default)s)")
 
     sub = verb(
@@ -238,8 +238,8 @@ def parser() -> ArgumentParser:
     return top
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text)):
         raise ArgumentTypeError(f"{text!r}; expected a whole number from 1 on")
     return int(text)
 

@@ -236,7 +236,9 @@ class Target(Strict):
         None, description="host memory a run may take, 10^9 bytes; null = as the queue has it"
     )
     environment: dict[Variable, str] = Field(
-        {}, description="environment variables of a run; OMP_NUM_THREADS is 1 unless set here"
+        {},
+        description="environment variables of a run; OMP_NUM_THREADS is 1 unless set here; no "
+        "secrets: records keep them",
     )
     variants: list[Positive] = Field(min_length=1, description="clips per GPU, one cell each")
     baseline_variant: Positive = Field(description="the variant of the main table")
