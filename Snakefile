@@ -33,8 +33,8 @@ except UserError as error:
     sys.exit(str(error))
 except UnicodeEncodeError:
     sys.exit(
-        f"{sys.getfilesystemencoding()} is how this Python writes file names (LC_ALL, PYTHONUTF8), "
-        "and the config has other letters; set PYTHONUTF8=1"
+        f"This Python writes file names in {sys.getfilesystemencoding()} (LC_ALL, PYTHONUTF8), and "
+        "the config has other letters; set PYTHONUTF8=1 and run the same command"
     )
 
 # `python` in a rule is the one that runs this, activated or not; a conda environment of the rule's

@@ -5,13 +5,14 @@ from collections.abc import Iterable
 from xdimo.measure.events import Code, Header
 from xdimo.report import figures
 from xdimo.report.cells import Manifest, Run, Survey, Video
-from xdimo.report.tables import Table, code, inline
+from xdimo.report.markdown import code, inline
+from xdimo.report.tables import Table
 from xdimo.report.words import Words
 
 
 def dataset(view: Survey, words: Words) -> Iterable[str]:
     bench, manifest = view.bench, view.manifest
-    name = code(bench.dataset.name)
+    name = inline(code(bench.dataset.name))
     if view.bad_manifest:
         yield words("bad_manifest", name=name, why=inline(view.bad_manifest))
     elif manifest is None:
@@ -33,7 +34,7 @@ def dataset(view: Survey, words: Words) -> Iterable[str]:
     elif ids:
         yield words("trained_vae", ids=", ".join(f"`{name[:15]}`" for name in sorted(ids)))
     else:
-        yield words("no_vae_yet", weights=code(bench.vae.weights))
+        yield words("no_vae_yet", weights=inline(code(bench.vae.weights)))
 
 
 def excluded_videos(manifest: Manifest) -> list[Video]:

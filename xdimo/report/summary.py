@@ -16,6 +16,7 @@ from xdimo.measure.claims import TERA
 from xdimo.model.flops import model_flops, parameters, tokens_per_frame
 from xdimo.report import PLOTS, export, figures, provenance, tables, trust
 from xdimo.report.cells import CellState, Survey, survey
+from xdimo.report.markdown import inline, link
 from xdimo.report.scaling import scaling_table
 from xdimo.report.words import Words
 
@@ -93,7 +94,7 @@ def _document(
     done, by_name = _done(view, bench.cells), _done(view, bench.twins)
     parts = [
         *([words("demo")] if bench.demo else []),
-        f"# {tables.inline(bench.title)}",
+        f"# {inline(bench.title)}",
         words("campaign", campaign=bench.campaign, done=done, runs=planned),
         *([words("campaign_twins", done=by_name)] if by_name else []),
         words("other_language"),
@@ -122,7 +123,7 @@ def _document(
         tables.runs_table(view, words).markdown(words),
         f"## {words('history')}",
         words("history_note", file=_history_link(view)),
-        words("bad_history", why=tables.inline(bad_history))
+        words("bad_history", why=inline(bad_history))
         if bad_history
         else _history(past, view.folder, words).markdown(words),
         f"## {words('cards')}",
@@ -191,7 +192,7 @@ def _rows_from(view: Survey, cells: list[CellState], words: Words) -> str:
 
 def _history_link(view: Survey) -> str:
     path = Path(view.bench.history)
-    return tables.link(tables.inline(path.name), path, view.folder)
+    return link(inline(path.name), path, view.folder)
 
 
 def _plots(folder: Path, words: Words) -> Iterable[str]:
@@ -221,7 +222,7 @@ def _history(past: list[claims.Row], folder: Path, words: Words) -> tables.Table
                 figures.percent(row.mfu, words),
                 *(text[name] for name in ("precision", "data_mode", "declared_model")),
                 *(text[name] for name in ("effective_model", "confidence", "note")),
-                tables.link(Path(record).name, Path(record), folder) if record else "",
+                link(Path(record).name, Path(record), folder) if record else "",
             ]
         )
     return table

@@ -1,13 +1,10 @@
 """The tables: each a list of column keys and rows of text. xdimo.report.summary lays them out."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from os.path import relpath
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from tabulate import tabulate
 
@@ -16,6 +13,7 @@ from xdimo.measure.records import Attempt
 from xdimo.model.flops import parameters
 from xdimo.report import figures
 from xdimo.report.cells import CellState, Run, Survey
+from xdimo.report.markdown import code, escaped, inline, link
 from xdimo.report.words import Words
 from xdimo.spec import ModelSpec, model_spec
 
@@ -52,30 +50,6 @@ class Table:
             tablefmt="pipe",
             disable_numparse=True,
         )
-
-
-def escaped(text: str) -> str:
-    """Text that cannot end its Markdown cell, nor be HTML."""
-    # A backslash before the one that guards a bar would undo it.
-    return re.sub(r"(\\*)\|", lambda found: 2 * found[1] + r"\|", inline(text))
-
-
-def inline(text: str) -> str:
-    """Text on one line, in which nothing is an HTML tag or entity."""
-    text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
-    text = re.sub(r"&(?=#?\w+;)", "&amp;", text)
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
-
-
-def code(text: str) -> str:
-    """``text`` as a code span, which a backtick in it would end."""
-    return f"`{inline(text).replace('`', chr(39))}`"
-
-
-def link(name: str, path: Path, folder: Path) -> str:
-    """A link from a document in ``folder``."""
-    slash = "/" * name.endswith("/")
-    return f"[{name}]({quote(Path(relpath(path, folder)).as_posix())}{slash})"
 
 
 def state_text(state: str, note: str | None, words: Words) -> str:
