@@ -269,9 +269,7 @@ def test_a_locale_without_its_letters_does_not_stop_a_report(tmp_path: Path) -> 
     (tmp_path / "配置.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), "utf-8")
     done = xdimo(tmp_path, "report", "--config", "配置.yaml", LC_ALL="POSIX", PYTHONUTF8="0")
     assert (done.returncode, done.stdout, done.stderr) == (0, "结果/summary.md\n", "")
-    assert "snakemake --profile profiles/lsf --configfile '配置.yaml' -- cpu_1-bs1" in (
-        (tmp_path / "结果/summary.md").read_text("utf-8")
-    )
+    assert "--configfile '配置.yaml'" in (tmp_path / "结果/summary.md").read_text("utf-8")
 
 
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
