@@ -143,7 +143,6 @@ class Place:
         base["targets"]["cpu_2"] |= {"queue": None, "enabled": False, "reason": "off"}
         cards = read_yaml(ROOT / "config/hardware.yaml")
         self.values = hostile(Bench, base)
-        self.values["dataset"]["videos"] = f"{TAME}videos"  # its files are inputs of a rule
         cards["cards"]["cpu"] = hostile(Card, cards["cards"]["cpu"])
         self.write(self.values["hardware"], yaml.safe_dump(cards, allow_unicode=True))
         self.write(self.values["history"], (ROOT / "config/history.csv").read_text())
