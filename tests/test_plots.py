@@ -1,10 +1,14 @@
 """The plots: what stands in them, and that the same records draw the same bytes."""
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import records
+from matplotlib import font_manager
 from matplotlib.colors import to_rgba
 
 from tests.conftest import ROOT
@@ -179,3 +183,62 @@ def test_without_a_chinese_font_an_old_chinese_plot_is_removed(bench, tmp_path, 
     (tmp_path / "speedup.zh.png").write_bytes(b"old")
     plots.draw(bench, HARDWARE, tmp_path)
     assert sorted(path.name for path in tmp_path.glob("speedup*")) == ["speedup.png", "speedup.svg"]
+
+
+@pytest.mark.parametrize("place", ["title", "reason"])
+def test_dollars_are_text(place, bench):
+    priced = r"$\nothing$ to pay"
+    if place == "title":
+        bench = bench.model_copy(update={"title": priced})
+    else:
+        for repeat in (1, 2, 3):
+            run = f"gpu_pro6000-bs1-r{repeat}"
+            records.write_run(bench, run, outcome="data", reason=priced)
+    for figure in (bars, step_times, roofline):
+        arguments = ["speedup"] if figure is bars else []
+        drawn = figure(survey(bench, HARDWARE), *arguments, EN)
+        drawn.canvas.draw()
+        said = [drawn.get_suptitle(), *(t for axes in drawn.axes for t in texts(axes))]
+        assert any(priced in text for text in said)
+
+
+def test_the_plots_are_ours_whatever_a_notebook_or_matplotlibrc_says(bench, tmp_path):
+    """In a process of its own: matplotlib reads both when it is imported."""
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.size: 40\nsavefig.dpi: 20\n")
+    drawn = []
+    for name, environment in {
+        "plain": {},
+        "theirs": {"MPLBACKEND": "a-notebook", "MATPLOTLIBRC": str(tmp_path)},
+    }.items():
+        program = f"""
+import records
+from xdimo.report import plots
+plots.PLOTS = ("speedup",)
+bench = records.bench({bench.results!r})
+plots.draw(bench, records.hardware(), records.Path({str(tmp_path / name)!r}))
+"""
+        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONPATH": paths, **environment},
+            check=True,
+        )
+        drawn.append((tmp_path / name / "speedup.png").read_bytes())
+    assert drawn[0] == drawn[1]
+
+
+def test_a_font_that_came_after_matplotlib_s_list_is_found(monkeypatch):
+    listed, added = [font_manager.FontEntry(fname="/gone.ttf", name=plots.CJK_FONTS[0])], []
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", listed)
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: ["/new.ttf", "/broken.ttf"])
+    assert plots.cjk_font() is None  # neither can be read, and one is gone
+
+    def add(path):
+        if "broken" in path:
+            raise RuntimeError("no font")
+        added.append(path)
+        listed.append(font_manager.FontEntry(fname=__file__, name=plots.CJK_FONTS[-1]))
+
+    monkeypatch.setattr(font_manager.fontManager, "addfont", add)
+    assert plots.cjk_font() == plots.CJK_FONTS[-1]
+    assert plots.cjk_font() == plots.CJK_FONTS[-1] and added == ["/new.ttf"]

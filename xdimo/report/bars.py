@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from xdimo.report import figures
 from xdimo.report.cells import CellState, Survey
-from xdimo.report.look import GREY, HATCHES, absent, canvas, look
+from xdimo.report.look import GREY, HATCHES, absent, canvas, headline, look
 from xdimo.report.words import Words
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def bars(view: Survey, name: str, words: Words) -> "Figure":
     measured = any(cell.metrics for cell in cells)
     note = _legend(name, shown, words) if measured else words("no_data")
     axes.set_xlabel(f"{_axis(view, name, words)}\n{note}", fontsize=9)
-    figure.suptitle(f"{view.bench.title}\n{words(f'title_{name}')}", x=0.01, ha="left", fontsize=11)
+    headline(figure, view, words(f"title_{name}"))
     if name == "speedup" and any(shown):
         axes.axvline(1.0, color=GREY, linewidth=0.9, linestyle="--", zorder=0)
     if not any(shown):
@@ -162,6 +162,7 @@ def _gap(axes: "Axes", place: float, text: str) -> None:
         color=GREY,
         style="italic",
         bbox=box,
+        parse_math=False,
     )
 
 

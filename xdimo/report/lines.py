@@ -3,7 +3,15 @@
 from typing import TYPE_CHECKING
 
 from xdimo.report.cells import CellState, Survey
-from xdimo.report.look import DASHES, GREY, MARKERS, absent, canvas, look
+from xdimo.report.look import (
+    DASHES,
+    MARKERS,
+    absent,
+    canvas,
+    headline,
+    in_place_of_a_plot,
+    look,
+)
 from xdimo.report.words import Words
 
 if TYPE_CHECKING:
@@ -30,14 +38,12 @@ def step_times(view: Survey, words: Words) -> "Figure":
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, reverse=True)
         else:
             text = absent(view.cells[view.bench.baseline_cell(target).name], words)
-            axes.annotate(
-                text, (0.5, 0.5), xycoords="axes fraction", ha="center", color=GREY, style="italic"
-            )
+            in_place_of_a_plot(axes, text)
             axes.set_yticks([])
     last = view.bench.train.warmup_steps + view.bench.train.timed_steps
     panels[-1].set_xlim(0, last + 1)
     panels[-1].set_xlabel(words("axis_steps"))
-    figure.suptitle(f"{view.bench.title}\n{words('title_steps')}", x=0.01, ha="left", fontsize=11)
+    headline(figure, view, words("title_steps"))
     return figure
 
 

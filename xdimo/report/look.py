@@ -7,6 +7,7 @@ from xdimo.report.tables import state_text
 from xdimo.report.words import Words
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe-Ito: told apart by colour-blind readers. A target has a colour, a batch a hatch or a dash; a
@@ -36,6 +37,24 @@ def canvas(height: float) -> "Figure":
     figure = Figure(figsize=(WIDTH_INCHES, min(height, TALLEST_INCHES)), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def headline(figure: "Figure", view: Survey, text: str) -> None:
+    """The campaign's title, as it is written, and what the plot shows."""
+    title = f"{view.bench.title}\n{text}"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, parse_math=False)
+
+
+def in_place_of_a_plot(axes: "Axes", text: str) -> None:
+    axes.annotate(
+        text,
+        (0.5, 0.5),
+        xycoords="axes fraction",
+        ha="center",
+        color=GREY,
+        style="italic",
+        parse_math=False,
+    )
 
 
 def look(view: Survey, cell: CellState) -> tuple[str, int]:

@@ -1,6 +1,8 @@
 """The plots of a campaign: PNG and SVG, the same bytes from the same records."""
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,14 +42,16 @@ def draw(bench: Bench, hardware: Hardware, folder: Path, records: Path | None = 
     Chinese ones (``*.zh.png``) only where this machine has a font for them; one that an earlier
     machine drew is removed, so that no plot is older than its summary.
     """
-    from matplotlib import rc_context
+    os.environ.pop("MPLBACKEND", None)  # a notebook's, which matplotlib would have to know
+    from matplotlib import style
 
     view = survey(bench, hardware, records)
     font = cjk_font()
     # Latin in one font everywhere; another is asked only for what that one lacks.
     family = ["DejaVu Sans", font] if font else ["DejaVu Sans"]
     written = []
-    with rc_context({**STYLE, "font.family": family}):
+    # Not what a matplotlibrc of the user's says.
+    with style.context(["default", {**STYLE, "font.family": family}]):
         for name in PLOTS:
             written += _save(_plot(view, name, Words("en")), folder / name, ("png", "svg"))
             chinese = folder / f"{name}.zh"
@@ -59,11 +63,18 @@ def draw(bench: Bench, hardware: Hardware, folder: Path, records: Path | None = 
 
 
 def cjk_font() -> str | None:
-    """A font of this machine that has Chinese."""
-    from matplotlib.font_manager import fontManager
+    """A font of this machine that has Chinese, also where it came later than matplotlib's list."""
+    from matplotlib.font_manager import findSystemFonts, fontManager
 
-    known = {font.name for font in fontManager.ttflist}
-    return next((name for name in CJK_FONTS if name in known), None)
+    def found() -> str | None:
+        known = {font.name for font in fontManager.ttflist if os.path.exists(font.fname)}
+        return next((name for name in CJK_FONTS if name in known), None)
+
+    if found() is None:
+        for path in set(findSystemFonts()) - {font.fname for font in fontManager.ttflist}:
+            with suppress(OSError, RuntimeError):  # a font that matplotlib cannot read
+                fontManager.addfont(path)
+    return found()
 
 
 def _plot(view: Survey, name: str, words: Words) -> "Figure":

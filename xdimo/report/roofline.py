@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 from xdimo.report import figures
 from xdimo.report.cells import CellState, Survey
-from xdimo.report.look import DASHES, GREY, MARKERS, absent, canvas, look
+from xdimo.report.look import (
+    DASHES,
+    MARKERS,
+    absent,
+    canvas,
+    headline,
+    in_place_of_a_plot,
+    look,
+)
 from xdimo.report.words import Words
 
 if TYPE_CHECKING:
@@ -33,9 +41,7 @@ def roofline(view: Survey, words: Words) -> "Figure":
         if roof is None:
             base = view.cells[view.bench.baseline_cell(target).name]
             text = words("not_calibrated") if base.metrics else absent(base, words)
-            axes.annotate(
-                text, (0.5, 0.5), xycoords="axes fraction", ha="center", color=GREY, style="italic"
-            )
+            in_place_of_a_plot(axes, text)
             axes.tick_params(axis="y", which="both", left=False, labelleft=False)
             continue
         _roofs(axes, view, roof, words)
@@ -46,9 +52,7 @@ def roofline(view: Survey, words: Words) -> "Figure":
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
     panels[-1].set_xlim(*SPAN)
     panels[-1].set_xlabel(f"{words('axis_intensity')}\n{words('products')}", fontsize=9)
-    figure.suptitle(
-        f"{view.bench.title}\n{words('title_roofline')}", x=0.01, ha="left", fontsize=11
-    )
+    headline(figure, view, words("title_roofline"))
     return figure
 
 
