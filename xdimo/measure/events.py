@@ -25,6 +25,7 @@ class Code(Fact):
     commit: str | None  # None: not under git
     dirty: bool | None
     package: str  # sha256 over the package's files
+    unknown: str | None = None  # why git does not tell commit and dirty; older records do not say
 
 
 class Ending(Fact):

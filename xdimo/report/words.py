@@ -319,6 +319,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "计时窗口中不属于任何一步的时间",
     ),
     "code dirty": ("code with uncommitted changes", "代码有未提交修改"),
+    "commit unknown": ("git does not tell the code's commit", "git 未给出代码的提交号"),
     # sentences
     "random_vae": (
         "**random VAE** (seed {seed}): latents are noise to a viewer; speed and memory are not "

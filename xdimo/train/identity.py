@@ -15,22 +15,28 @@ PACKAGE = Path(xdimo.__file__).parent
 
 
 def code_identity() -> dict[str, Any]:
-    """Commit and dirty flag of the checkout (None without git), and a hash of the package."""
-    commit = _git("rev-parse", "HEAD")
-    dirty = None if commit is None else bool(_git("status", "--porcelain", "--", str(PACKAGE)))
-    return {"commit": commit, "dirty": dirty, "package": _package_hash()}
+    """Commit and dirty flag of the checkout (None without one), and a hash of the package.
 
-
-def _git(*arguments: str) -> str | None:
+    ``unknown``: why git does not tell them, though this is a checkout.
+    """
+    commit, dirty, unknown = None, None, None
     # The checkout must be this package's own, not one that happens to lie above a site-packages.
-    if not (PACKAGE.parent / ".git").exists():
-        return None
+    if (PACKAGE.parent / ".git").exists():
+        try:
+            commit = _git("rev-parse", "HEAD")
+            dirty = bool(_git("status", "--porcelain", "--", str(PACKAGE)))
+        except (OSError, subprocess.SubprocessError) as error:
+            said = getattr(error, "stderr", None) or str(error)
+            commit, unknown = None, said.strip().splitlines()[0].removeprefix("fatal: ")
+    return {"commit": commit, "dirty": dirty, "package": _package_hash(), "unknown": unknown}
+
+
+def _git(*arguments: str) -> str:
+    """What git says of this package's checkout, not of one that GIT_DIR or the like names."""
+    ours = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     command = ["git", "-C", str(PACKAGE.parent), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    done = subprocess.run(command, env=ours, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
 
 
 def _package_hash() -> str:
