@@ -1,10 +1,13 @@
 """Files written whole or not at all, and content named by its hash."""
 
+import fcntl
 import hashlib
 import json
 import os
+import re
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from math import isfinite
@@ -13,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from xdimo.errors import FileError, UserError
+
+PARTIAL = re.compile(r"\..+\.[a-z0-9_]{8}\.part(\.\w+)?")  # what `whole` calls a file under way
+SOCKET_FOLDER_BYTES = 75  # /pymp-xxxxxxxx/listener-xxxxxxxx follows, and a socket's name has 107
 
 
 def canonical(value: Any) -> str:
@@ -41,12 +47,8 @@ def whole(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix is kept: some writers choose their format by it.
-    handle, name = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.stem}.", suffix=f".part{path.suffix}"
-    )
-    os.close(handle)
-    partial = Path(name)
+    clean(path.parent)
+    handle, partial = _begin(path)
     try:
         yield partial
         with open(partial, "rb+") as file:
@@ -58,6 +60,107 @@ def whole(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             partial.unlink()
+        os.close(handle)
+
+
+def _begin(path: Path) -> tuple[int, Path]:
+    """A new temporary file, locked as long as its writer lives: open, and its path."""
+    while True:
+        # The suffix is kept: some writers choose their format by it.
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.stem}.", suffix=f".part{path.suffix}"
+        )
+        with suppress(OSError):  # a file system without locks: nobody can take it for dead
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.exists(name):  # not taken for a dead writer's before it was locked
+            return handle, Path(name)
+        os.close(handle)
+
+
+def clean(folder: Path) -> None:
+    """Removes what writers that were killed left in ``folder``; a living writer's stays."""
+    for path in folder.iterdir():
+        if not PARTIAL.fullmatch(path.name):
+            continue
+        with suppress(OSError):
+            handle = os.open(path, os.O_RDWR)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(handle)
+
+
+@contextmanager
+def locked(path: Path, what: str, *, wait: bool) -> Iterator[None]:
+    """Holds the lock ``path`` while inside, and says in it for ``what``. It ends with its process.
+
+    Where another has it: waits, and prints for whom, or raises UserError that says so.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        # Without O_CREAT where it exists: in /tmp Linux may refuse that for another user's file.
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+            path.chmod(0o666 if wait else 0o644)  # who waits may be another user
+        lock = os.open(path, os.O_RDWR)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened as a lock: {error.strerror}") from None
+    try:
+        _take(lock, path, wait)
+        who = f"{what}, process {os.getpid()} on {socket.gethostname()}"
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{who} since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode(), 0)
+        yield
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def alone(what: str, queued: bool) -> Iterator[None]:
+    """While inside nothing else that measures runs on this machine: a queue or a lock sees to it.
+
+    The lock is one for all users; the variable XDIMO_LOCKS names another folder for it.
+    """
+    if queued:
+        yield
+        return
+    with locked(Path(os.environ.get("XDIMO_LOCKS", "/tmp")) / "xdimo.lock", what, wait=True):
+        yield
+
+
+def _take(lock: int, path: Path, wait: bool) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(lock, 1000, 0).decode(errors="replace")
+        if not wait:
+            raise UserError(f"{path}: held by {holder}") from None
+        print(f"waiting for {holder} ({path})", flush=True)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+        print(f"{path}: cannot lock ({error.strerror}); going on without", flush=True)
+
+
+def short_socket_folder() -> None:
+    """Where TMPDIR is too long for the sockets of child processes, they get another folder.
+
+    Raises UserError where there is none.
+    """
+    if len(os.fsencode(tempfile.gettempdir())) <= SOCKET_FOLDER_BYTES:
+        return
+    ours = tempfile.tempdir
+    for folder in ("/tmp", "/var/tmp", "/dev/shm"):
+        tempfile.tempdir = folder
+        with suppress(OSError):
+            util.get_temp_dir()  # which multiprocessing keeps, for children too
+            break
+    else:
+        raise UserError(
+            f"TMPDIR: {ours} has more than {SOCKET_FOLDER_BYTES} characters, too long for sockets; "
+            "set it to a shorter folder"
+        )
+    tempfile.tempdir = ours
 
 
 def write_text(path: str | Path, text: str) -> None:
