@@ -77,6 +77,14 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/report.smk"
 
 
+# A queue may give another host the next time. Here `launch` itself tries again what may end better,
+# and what it refuses is refused once.
+onstart:
+    if on_this_machine():
+        for name in BENCH.targets:
+            workflow.get_rule(f"train_{name}").restart_times = 0
+
+
 # What was measured is always shown, also after a failure or when one target alone was asked for;
 # plots first, which the tables link, and the tables in any case.
 SHOW = (

@@ -1,12 +1,15 @@
 """Small configs and specs that several test files build on."""
 
 import os
+import tempfile
 from pathlib import Path
 
 # Before torch is imported anywhere: two cores, and timings are nobody's business here.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # And before Triton is: without a GPU its kernels run in its interpreter.
 os.environ.setdefault("TRITON_INTERPRET", "0" if Path("/dev/nvidiactl").exists() else "1")
+# Runs of tests side by side do not wait for each other.
+os.environ.setdefault("XDIMO_LOCKS", tempfile.mkdtemp())
 
 from typing import Any
 

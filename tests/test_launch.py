@@ -22,17 +22,27 @@ from xdimo.train import launch as launching
 HARDWARE = load_hardware(ROOT / "config/hardware.yaml")
 
 
+COMMAND = launching._command
+
+
 def faulty(fault: str) -> Any:
-    def command(spec: Any, spec_path: Path, data: Any, videos: Any, vae: Any, folder: Path) -> Any:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        torchrun += [f"--nproc-per-node={spec.gpus}", "--max-restarts=0"]
+    """As the real command has it, but for what a rank does."""
+
+    def command(*arguments: Any) -> list[str]:
+        real, spec_path, folder = COMMAND(*arguments), arguments[1], arguments[-1]
+        torchrun = real[: real.index("xdimo") - 1]
         return [*torchrun, str(ROOT / "tests/faulty_rank.py"), fault, str(spec_path), str(folder)]
 
     return command
 
 
+def program(text: str) -> Any:
+    """In torchrun's place, for what launch itself makes of an end."""
+    return lambda *arguments: [sys.executable, "-c", f"import os, sys, time; {text}"]
+
+
 def launch(
-    folder: Path, bench: Bench, cell: str = "cpu_1-bs1", walltime_min: float = 1
+    folder: Path, bench: Bench, cell: str = "cpu_1-bs1", walltime_min: float = 1, tries: int = 1
 ) -> tuple[int, dict[str, Any]]:
     """Exit code, and the newest attempt's run.json."""
     spec = spec_of(bench, f"{cell}-r1")
@@ -45,6 +55,7 @@ def launch(
         output=folder / "run.json",
         hardware=HARDWARE,
         walltime_min=walltime_min,
+        tries=tries,
     )
     newest = max((folder / "attempts").iterdir(), key=lambda path: int(path.name))
     return code, json.loads((newest / "run.json").read_text())
@@ -127,7 +138,10 @@ def test_signals_end_the_run(
 
 def test_a_killed_launch_leaves_no_rank_behind(tmp_path: Path, small_bench: Bench) -> None:
     process = _hanging(tmp_path, small_bench, "cpu_2-bs1")
-    assert len(list(_processes_with("faulty_rank.py", str(tmp_path)))) == 3  # torchrun, two ranks
+    ours = list(_processes_with("faulty_rank.py", str(tmp_path)))
+    assert len(ours) == 3  # torchrun, two ranks
+    for path in ours:  # they can do nothing themselves any more
+        os.kill(int(path.parent.name), signal.SIGSTOP)
     process.kill()
     process.wait(timeout=30)
     deadline = time.monotonic() + 30
@@ -165,7 +179,7 @@ from xdimo.train import launch as launching
 launching._command = faulty("hang")
 folder = Path({str(folder)!r})
 sys.exit(launching.launch(folder / "spec.json", data=folder, videos=None, vae=None,
-    output=folder / "run.json", hardware=HARDWARE, walltime_min=2))
+    output=folder / "run.json", hardware=HARDWARE, walltime_min=2, queued=False))
 """
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
     log = folder / "attempts/1/log.jsonl"
@@ -191,6 +205,7 @@ def test_attempts_are_kept(
 ) -> None:
     monkeypatch.setattr(launching, "_command", faulty("nan"))
     launch(tmp_path, small_bench)
+    (tmp_path / "metrics.json").write_text("{}")
     (tmp_path / "run.json").unlink()  # as Snakemake does before it runs the rule again
     launch(tmp_path, small_bench)
     assert sorted(p.name for p in (tmp_path / "attempts").iterdir()) == ["1", "2"]

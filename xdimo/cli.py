@@ -79,6 +79,7 @@ def parser() -> ArgumentParser:
     sub.add_argument("--plan", help="what the config says of its runs, as JSON, instead of it")
     _path(sub, "--hardware", default=Path("config/hardware.yaml"), help="file of cards")
     _path(sub, "--output", required=True, help="choice-<target>.json to write")
+    _queued(sub)
 
     sub = verb(
         "spec",
@@ -105,6 +106,9 @@ def parser() -> ArgumentParser:
     _path(sub, "--output", required=True, help="run.json to write; attempts/ lies beside it")
     _path(sub, "--hardware", default=Path("config/hardware.yaml"), help="file of cards")
     sub.add_argument("--walltime-min", type=_count, default=120, help="minutes it may take (120)")
+    help = "how often at most, where it crashes or loses a connection (1)"
+    sub.add_argument("--tries", type=_count, default=1, help=help)
+    _queued(sub)
 
     sub = verb(
         "train",
@@ -252,6 +256,11 @@ def _config(sub: ArgumentParser) -> None:
     help = "config/config.yaml; of several, later ones replace single values"
     _path(sub, "--config", nargs="+", default=verbs.CONFIG, help=help)
     sub.add_argument("--override", default="{}", help="values instead of the file's, as JSON")
+
+
+def _queued(sub: ArgumentParser) -> None:
+    help = "a queue keeps others away; else it waits for what xdimo measures on this machine"
+    sub.add_argument("--queued", action="store_true", help=help)
 
 
 def _sources(sub: ArgumentParser) -> None:

@@ -102,6 +102,7 @@ def latents(arguments: Namespace) -> None:
 
 
 def choose(arguments: Namespace) -> None:
+    from xdimo.files import alone
     from xdimo.load import load_hardware, parse
     from xdimo.spec import ChoicePlan, choice_plan
     from xdimo.train.choose import choose, text
@@ -114,7 +115,8 @@ def choose(arguments: Namespace) -> None:
             known = ", ".join(bench.targets)
             raise UserError(f"{arguments.target!r} is no target; allowed: {known}")
         plan = choice_plan(bench, arguments.target)
-    print(text(choose(plan, load_hardware(arguments.hardware), arguments.output)))
+    with alone(f"choose {arguments.target}", arguments.queued):
+        print(text(choose(plan, load_hardware(arguments.hardware), arguments.output)))
 
 
 def spec(arguments: Namespace) -> None:
@@ -152,6 +154,8 @@ def launch(arguments: Namespace) -> int:
         output=arguments.output,
         hardware=load_hardware(arguments.hardware),
         walltime_min=arguments.walltime_min,
+        queued=arguments.queued,
+        tries=arguments.tries,
     )
 
 

@@ -12,12 +12,16 @@ import yaml
 from tests.conftest import ROOT
 
 
-def snakemake(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Snakemake in ``folder``, with this checkout's workflow and default profile."""
+def command(*arguments: str) -> list[str]:
+    """Snakemake with this checkout's workflow and default profile."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
     command += ["--workflow-profile", str(ROOT / "profiles/default")]
-    command += ["--configfile", "small.yaml", "--cores", "2", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    return [*command, "--configfile", "small.yaml", "--cores", "2", *arguments]
+
+
+def snakemake(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """What it did in ``folder``."""
+    return subprocess.run(command(*arguments), cwd=folder, capture_output=True, text=True)
 
 
 def planned(folder: Path, *arguments: str) -> Counter[str]:

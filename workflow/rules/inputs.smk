@@ -77,6 +77,11 @@ def metrics_of(cells):
     return [f"{RUNS}/{run}/metrics.json" for run in BENCH.runs(cells)]
 
 
+def on_this_machine():
+    """Whether jobs run here, and not in a queue."""
+    return workflow.is_main_process and workflow.local_exec
+
+
 def missing(files):
     return [file for file in files if not os.path.exists(file)]
 

@@ -3,6 +3,8 @@
 from xdimo.files import canonical
 from xdimo.spec import choice_path, choice_plan, dataset_in, implementation_of
 
+RETRIES = 2
+
 
 rule spec:
     """Write the self-contained description of one run.
@@ -64,13 +66,14 @@ for name, target in BENCH.targets.items():
                 runtime=target.walltime_min,
                 mem_mb=1000 * (target.memory_gb or 0),
                 setup=text("".join(f"{line}\n" for line in target.setup)),
+                queued="--queued" if target.queue else "",
             params:
                 target=name,
                 plan=text(canonical(choice_plan(BENCH, name).model_dump())),
                 hardware=BENCH.hardware,
             shell:
                 "{resources.setup}"
-                "python -m xdimo choose {params.target}"
+                "python -m xdimo choose {params.target} {resources.queued}"
                 " --plan {params.plan:q}"
                 " --hardware {params.hardware:q}"
                 " --output {output:q}"
@@ -94,7 +97,7 @@ for name, target in BENCH.targets.items():
         wildcard_constraints:
             cell=rf"{name}-bs[0-9]+(-online|-cached)?(-reference)?",
         priority: lambda wildcards: -int(wildcards.repeat)
-        retries: 2
+        retries: RETRIES
         conda:
             "../envs/xdimo.yaml"
         threads: BENCH.cpus_per_gpu * target.gpus
@@ -107,16 +110,19 @@ for name, target in BENCH.targets.items():
             mem_mb=1000 * (target.memory_gb or 0),
             setup=text("".join(f"{line}\n" for line in target.setup)),
             walltime_min=target.walltime_min,
+            queued="--queued" if target.queue else "",
+            tries=lambda wildcards: 1 + RETRIES if on_this_machine() else 1,
         params:
             sources=sources,
             hardware=BENCH.hardware,
         shell:
             "{resources.setup}"
-            "python -m xdimo launch {input.spec:q}"
+            "python -m xdimo launch {input.spec:q} {resources.queued}"
             " --data {input.data:q}"
             " {params.sources}"
             " --hardware {params.hardware:q}"
             " --walltime-min {resources.walltime_min}"
+            " --tries {resources.tries}"
             " --output {output:q}"
             " > {log:q} 2>&1"
 

@@ -11,6 +11,7 @@ from xdimo.errors import UserError
 from xdimo.files import file_hash, read_json, write_json
 from xdimo.outcome import ANSWERS, RETRIED, Outcome
 from xdimo.train import identity
+from xdimo.train.launch import place
 
 SCHEMA = 1  # of run.json
 
@@ -91,12 +92,21 @@ def found(answer: Path, job: str, is_run: bool) -> Ending | None:
         return Ending("ok") if answer.exists() else None
     attempt = of_run(answer, job)
     if attempt is None:
-        return None
+        return _taken(answer)
     folder, run = attempt
     ending = Ending(run["outcome"], run["reason"])
     if ending.answered and not _stands(answer, run):
-        _place(answer, folder, run)
+        place(answer, folder, run)
     return ending
+
+
+def _taken(answer: Path) -> Ending | None:
+    """The answer, withdrawn when the job was submitted, is there: of an attempt before the job."""
+    try:
+        run = read_json(answer)
+        return Ending(run["outcome"], run["reason"])
+    except (UserError, LookupError, TypeError):
+        return None
 
 
 def _stands(answer: Path, run: dict[str, Any]) -> bool:
@@ -105,11 +115,6 @@ def _stands(answer: Path, run: dict[str, Any]) -> bool:
     except UserError:
         return False
     return bool(top.get("attempt") == run["attempt"])
-
-
-def _place(answer: Path, folder: Path, run: dict[str, Any]) -> None:
-    log = f"attempts/{folder.name}/{run['log']}" if run["log"] else None
-    write_json(answer, {**run, "log": log})
 
 
 def by_scheduler(own: Ending | None, reason: str | None, fallback: Ending) -> Ending:
@@ -162,7 +167,7 @@ def record(
     }
     write_json(path, {**facts, **kept})
     if ending.answered:
-        _place(answer, folder, {**facts, **kept})
+        place(answer, folder, {**facts, **kept})
 
 
 def _attempt(answer: Path, job: str | None, ending: Ending) -> Path:

@@ -18,7 +18,7 @@ from xdimo.config import Bench, Hardware
 from xdimo.data.vae import locate
 from xdimo.data.videos import list_videos
 from xdimo.errors import UserError
-from xdimo.train.launch import cards_here
+from xdimo.train.machine import cards_here
 
 DISK_GIB = 20  # FaceForensics' latents are near 10 GB
 

@@ -13,6 +13,7 @@ from xdimo.measure.claims import TERA
 from xdimo.measure.records import Log, Record, read_run
 from xdimo.measure.throughput import throughput
 from xdimo.model.flops import FORMULA, model_flops
+from xdimo.outcome import mark_named
 from xdimo.spec import RunSpec
 
 
@@ -50,6 +51,7 @@ def write(run_json: Path, hardware: Hardware, output: Path) -> dict[str, Any]:
     """metrics.json of the run that ``run_json`` (its rule's output) ended. Raises UserError."""
     if not run_json.exists():
         raise UserError(f"{run_json}: no such file")
+    mark_named(run_json)  # also one that is refused: measured again, it is not taken once more
     metrics = derive(read_run(run_json.parent), hardware)
     write_json(output, metrics)
     return metrics
@@ -170,4 +172,6 @@ def _flags(record: Record, hardware: Hardware, metrics: dict[str, Any]) -> list[
         flags += ceiling.flags(metrics)
     if record.run.code.dirty:
         flags.append("code dirty")
+    if record.run.code.unknown:
+        flags.append(f"commit unknown: {record.run.code.unknown}")
     return flags

@@ -15,7 +15,8 @@ from xdimo.files import write_json
 from xdimo.implementations import IMPLEMENTATIONS, refusal
 from xdimo.spec import ChoicePlan, RunSpec
 from xdimo.train import identity
-from xdimo.train.launch import environment, require_devices
+from xdimo.train.launch import environment
+from xdimo.train.machine import require_devices
 
 SCHEMA = 1
 LIMIT_S = 600  # of one candidate at one batch, its compilation included

@@ -4,16 +4,16 @@ It writes ``attempts/N/run.json`` last and whole. Where the outcome is an answer
 that would come again) it writes the run's own ``run.json`` too and exits 0; otherwise it exits 1.
 """
 
-import json
 import os
+import re
+import secrets
 import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from types import FrameType
@@ -21,20 +21,37 @@ from typing import Any
 
 from xdimo.config import Hardware
 from xdimo.errors import UserError
-from xdimo.files import file_hash, read_json, write_json
-from xdimo.outcome import ANSWERS, Outcome, withdraw
+from xdimo.files import alone, clean, file_hash, locked, read_json, write_json
+from xdimo.outcome import ANSWERS, NAMED, RETRIED, Outcome, withdraw
 from xdimo.spec import RunSpec, read_spec
-from xdimo.train import identity, telemetry
-from xdimo.train.failure import CAUSES
-from xdimo.train.rank import LAUNCHED
+from xdimo.train import identity, processes, telemetry
+from xdimo.train.failure import CAUSE_LINES, judge
+from xdimo.train.machine import require_devices, require_shared_memory
+from xdimo.train.rank import LAUNCHED, end_with_parent
 
 SCHEMA = 1
-CAUSE_LINES = 40
 GRACE_S = 10  # from asking the group to end until it is killed
+OUTPUT = "output.log"
+SAID_BYTES = 1 << 20  # the end of a run's output, in which torchrun says how its ranks ended
 
 # A scheduler's warning before the run limit; the others are somebody's or the system's will.
 _WARNING = signal.SIGUSR2
-_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_STOPS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGXCPU,
+    signal.SIGALRM,
+)
+
+# What a rank does not inherit: thread counts, what torchrun reads or sets, another's repository or
+# plots. All else reaches it: a site's settings of NCCL, torch or NVSHMEM, and of its modules.
+_NOT_INHERITED = re.compile(
+    r".*_NUM_THREADS|PET_.*|TORCHELASTIC_.*|LOGLEVEL|MASTER_(ADDR|PORT)|ROLE_NAME"
+    r"|((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|GIT_.*|MPLBACKEND"
+)
 
 
 @dataclass
@@ -53,60 +70,53 @@ class _Group:
     environment: dict[str, str]
     folder: Path  # of the attempt
     uuids: list[str]  # of its GPUs
-    tail: deque[str] = field(default_factory=lambda: deque(maxlen=CAUSE_LINES))
 
-    def run(self, deadline: float, end: _End) -> int:
-        """torchrun's exit code, with every rank told to end (rank.py)."""
+    def run(self, deadline: float, end: _End) -> tuple[int, list[str]]:
+        """torchrun's exit code, and which processes are still there because nothing ends them."""
+        word = secrets.token_hex(16)
         process = subprocess.Popen(
             self.command,
-            env={**self.environment, LAUNCHED: "1"},
-            stdin=subprocess.PIPE,  # nothing is written: it ends when this process does
+            env={**self.environment, LAUNCHED: word},
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=end_with_parent,
         )
         reader = Thread(target=self._read, args=(process,), daemon=True)
         reader.start()
         with telemetry.sampling(self.uuids, self.folder / telemetry.FILE):
-            self._wait(process, deadline, end)
-        assert process.stdin is not None
-        process.stdin.close()  # ends a rank that outlived torchrun
-        _signal_group(process, signal.SIGKILL)
+            self._wait(process, word, deadline, end)
+        left = processes.end_all(word, GRACE_S)
+        code = process.poll()
         reader.join(timeout=GRACE_S)
-        return process.returncode
+        return -signal.SIGKILL if code is None else code, left
 
-    def _wait(self, process: "subprocess.Popen[bytes]", deadline: float, end: _End) -> None:
+    def _wait(
+        self, process: "subprocess.Popen[bytes]", word: str, deadline: float, end: _End
+    ) -> None:
+        """Until torchrun has ended, or has not done so GRACE_S after it was asked to."""
         asked: float | None = None
-        while process.poll() is None:
+        while process.poll() is None and (asked is None or time.monotonic() < asked + GRACE_S):
             if end.outcome is None and time.monotonic() > deadline:
                 end.outcome, end.reason = "timeout", "its wall time is over"
+                if stopped := processes.stopped(word):
+                    names = ", ".join(stopped)
+                    end.outcome = "killed"
+                    end.reason = f"stopped by a signal (SIGSTOP) until its wall time: {names}"
             if end.outcome and asked is None:
                 asked = time.monotonic()
-                _signal_group(process, signal.SIGTERM)
-            elif asked is not None and time.monotonic() > asked + GRACE_S:
-                _signal_group(process, signal.SIGKILL)
+                process.terminate()
             time.sleep(0.1)
 
     def _read(self, process: "subprocess.Popen[bytes]") -> None:
         assert process.stdout is not None
-        with open(self.folder / "output.log", "wb") as log:
+        with open(self.folder / OUTPUT, "wb") as log:
             while chunk := process.stdout.read1(1 << 16):  # type: ignore[attr-defined]
                 log.write(chunk)
                 log.flush()
                 sys.stdout.buffer.write(chunk)
                 sys.stdout.buffer.flush()
-                self.tail.extend(_lines(chunk))
-
-
-def _lines(chunk: bytes) -> Iterator[str]:
-    for line in chunk.decode(errors="replace").splitlines():
-        if line.strip():
-            yield line.rstrip()
-
-
-def _signal_group(process: "subprocess.Popen[bytes]", number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
 
 
 def launch(
@@ -118,28 +128,105 @@ def launch(
     output: Path,
     hardware: Hardware,
     walltime_min: float,
+    queued: bool = True,
+    tries: int = 1,
 ) -> int:
-    """Runs ``spec_path`` once; returns the exit code (0 = ``output`` holds the answer).
+    """Runs ``spec_path``; returns the exit code (0 = ``output`` holds the answer).
 
     ``data``: index of cached latents, or the manifest in online mode (then with ``videos``).
-    Raises UserError before anything starts where the spec cannot be read or this machine has
-    not the devices it asks for.
+    ``queued``: a queue keeps other runs away from this machine; else a lock does.
+    ``tries``: how often it is run at most, where it ends so that it need not come again; the wall
+    time is of each.
+    An attempt that has ended, and whose end nobody has used, is taken and nothing is run.
+    Raises UserError before anything starts where the spec cannot be read, the run is under way
+    already, or this machine has not the devices or the memory it asks for.
     """
-    started, deadline = _now(), time.monotonic() + walltime_min * 60
     spec = read_spec(spec_path)
-    uuids = require_devices(spec, hardware)
+    with locked(output.with_name("lock"), spec.run, wait=False):
+        for folder in (output.parent, *output.parent.glob("attempts/*/")):
+            clean(folder)
+        if _taken(spec, output):
+            return 0
+        with alone(spec.run, queued):
+            for _ in range(tries):
+                command = spec_path, data, videos, vae
+                outcome, asked = _attempt(spec, command, output, hardware, walltime_min)
+                if asked or outcome not in RETRIED:
+                    break
+    return 0 if outcome in ANSWERS else 1
+
+
+def _taken(spec: RunSpec, output: Path) -> bool:
+    """Whether the newest attempt is an answer that nobody has used, put in its place now.
+
+    Its Snakemake was killed while it ran. One that metrics were made of is measured again.
+    """
+    numbers = [int(p.name) for p in output.parent.glob("attempts/*") if p.name.isdigit()]
+    folder = output.parent / "attempts" / str(max(numbers, default=0))
+    if (folder / NAMED).exists() or output.with_name("metrics.json").exists():
+        return False
+    try:
+        run = read_json(folder / "run.json")
+        if run["spec"] != spec.hash or run["outcome"] not in ANSWERS:
+            return False
+    except (UserError, LookupError, TypeError):  # none, or damaged
+        return False
+    place(output, folder, run)
+    print(f"{spec.run}: {run['outcome']}, as attempts/{folder.name} ended: it is taken", flush=True)
+    return True
+
+
+def place(output: Path, folder: Path, run: dict[str, Any]) -> None:
+    """Writes the run's own run.json from that of the attempt in ``folder``."""
+    log = f"attempts/{folder.name}/{run['log']}" if run["log"] else None
+    write_json(output, {**run, "log": log})
+
+
+def _attempt(
+    spec: RunSpec,
+    command: tuple[Path, Path, Path | None, Path | None],
+    output: Path,
+    hardware: Hardware,
+    walltime_min: float,
+) -> tuple[Outcome, bool]:
+    """Its outcome, and whether somebody asked for its end. An answer is put in its place."""
+    started, began = time.time(), time.monotonic()
+    end = _End()
+    try:
+        uuids = require_devices(spec, hardware)
+        require_shared_memory(spec)
+    except UserError as error:
+        if identity.job():  # the queue's side has nothing else that says why
+            _write(spec, _new_attempt(output.parent), "unavailable", str(error), [], started, began)
+        raise
     folder = _new_attempt(output.parent)
     withdraw(output)
-    group = _Group(
-        _command(spec, spec_path, data, videos, vae, folder),
-        environment(spec),
-        folder,
-        uuids,
-    )
-    end = _End()
+    group = _Group(_command(spec, *command, folder), environment(spec), folder, uuids)
     with _signals(end):
-        code = group.run(deadline, end)
-    outcome, reason, cause = _judge(spec, folder, code, end, list(group.tail))
+        code, left = group.run(began + walltime_min * 60, end)
+    said = _end_of(folder / OUTPUT)
+    outcome, reason, cause = judge(folder, code, said)
+    if end.outcome:
+        outcome, reason, cause = end.outcome, end.reason, said.splitlines()[-CAUSE_LINES:]
+    if left:
+        reason = f"{reason or 'ended'}; cannot be killed, and still there: {', '.join(left)}"
+    run = _write(spec, folder, outcome, reason, cause, started, began)
+    print(f"{spec.run}: {outcome}" + (f" ({reason})" if reason else ""), flush=True)
+    if outcome in ANSWERS:
+        place(output, folder, run)
+    return outcome, end.outcome is not None
+
+
+def _write(
+    spec: RunSpec,
+    folder: Path,
+    outcome: Outcome,
+    reason: str | None,
+    cause: list[str],
+    started: float,
+    began: float,
+) -> dict[str, Any]:
+    """run.json of the attempt in ``folder``; ``began``: time.monotonic when it ``started``."""
     log = folder / "log.jsonl"
     run: dict[str, Any] = {
         "schema": SCHEMA,
@@ -150,69 +237,28 @@ def launch(
         "attempt": int(folder.name),
         "job": identity.job(),
         "host": identity.host(),
-        "started": started,
-        "ended": _now(),
+        "started": _utc(started),
+        # Not the wall clock's: it may have been set in between.
+        "ended": _utc(started + time.monotonic() - began),
         "log": log.name if log.exists() else None,
         "log_sha256": file_hash(log) if log.exists() else None,
         "code": identity.code_identity(),
         "cause": cause,
     }
     write_json(folder / "run.json", run)
-    print(f"{spec.run}: {outcome}" + (f" ({reason})" if reason else ""), flush=True)
-    if outcome not in ANSWERS:
-        return 1
-    if run["log"]:
-        run["log"] = str((folder / run["log"]).relative_to(output.parent))
-    write_json(output, run)
-    return 0
-
-
-def cards_here() -> list[tuple[str, str]]:
-    """Name and UUID of each GPU that torch sees. Raises UserError where it cannot tell."""
-    # Asked of torch in a child: what it sees is what the run would get.
-    probe = "import json, torch; cuda = torch.cuda; "
-    probe += "found = [cuda.get_device_properties(i) for i in range(cuda.device_count())]; "
-    probe += "print(json.dumps([[card.name, str(card.uuid)] for card in found]))"
-    answer = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
-    if answer.returncode != 0:
-        raise UserError(f"torch cannot list this machine's GPUs: {answer.stderr.strip()[-300:]}")
-    return [(name, uuid) for name, uuid in json.loads(answer.stdout.splitlines()[-1])]
-
-
-def require_devices(spec: RunSpec, hardware: Hardware) -> list[str]:
-    """NVML's names of the GPUs that the ranks will use, in their order; none on a CPU.
-
-    Raises UserError where this machine has fewer or other GPUs than the spec names.
-    """
-    if spec.device == "cpu":
-        return []
-    cards = cards_here()
-    found = [name for name, _ in cards]
-    card = hardware.cards.get(spec.card)
-    if card is None:
-        raise UserError(f"{spec.run}: its card {spec.card!r} is not in hardware.yaml")
-    wanted = f"{spec.run} needs {spec.gpus} x {card.label}"
-    elsewhere = f"where the queue has them: snakemake --profile profiles/lsf {spec.cell}"
-    if len(found) < spec.gpus:
-        raise UserError(f"{wanted}; this machine has {len(found)} GPUs; {elsewhere}")
-    others = sorted({name for name in found[: spec.gpus] if name not in card.devices})
-    if others:
-        raise UserError(
-            f"{wanted} ({', '.join(card.devices)}); this machine has {', '.join(others)}; "
-            f"{elsewhere}, or list the name under cards.{spec.card}.devices in hardware.yaml"
-        )
-    return ["GPU-" + uuid.removeprefix("GPU-") for _, uuid in cards[: spec.gpus]]
+    return run
 
 
 def environment(spec: RunSpec) -> dict[str, str]:
-    """The caller's, with the spec's variables, and no thread counts but the spec's.
+    """The caller's but for `_NOT_INHERITED`, with the spec's variables.
 
-    Snakemake sets them to the rule's threads; in every rank, that many threads would fight over the
-    cores (seen on two cores: MKL's two threads in each of two ranks, steps 10 times slower). Unless
-    the spec says otherwise a process has one thread: torchrun's own default where there are several
-    processes, and then one process alone must not have all the cores.
+    No thread counts but the spec's: Snakemake sets them to the rule's threads; in every rank, that
+    many threads would fight over the cores (seen on two cores: MKL's two threads in each of two
+    ranks, steps 10 times slower). Unless the spec says otherwise a process has one thread:
+    torchrun's own default where there are several processes, and then one process alone must not
+    have all the cores.
     """
-    kept = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
+    kept = {key: value for key, value in os.environ.items() if not _NOT_INHERITED.fullmatch(key)}
     quiet = {"KINETO_LOG_LEVEL": "99"}  # the profiler's own lines, which say nothing of the run
     return {**quiet, **kept, "OMP_NUM_THREADS": "1", **spec.environment}
 
@@ -235,7 +281,9 @@ def _command(
     vae: Path | None,
     folder: Path,
 ) -> list[str]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    # --standalone but for its names: this machine's own may not resolve.
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--rdzv-backend=c10d"]
+    torchrun += ["--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1", "--rdzv-id=xdimo"]
     torchrun += [f"--nproc-per-node={spec.gpus}", "--max-restarts=0"]
     train = ["-m", "xdimo", "train", str(spec_path), "--data", str(data), "--folder", str(folder)]
     if videos:
@@ -264,33 +312,11 @@ def _signals(end: _End) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _judge(
-    spec: RunSpec, folder: Path, code: int, end: _End, tail: list[str]
-) -> tuple[Outcome, str | None, list[str]]:
-    """Outcome, reason, and the last lines of the cause."""
-    if end.outcome:
-        return end.outcome, end.reason, tail
-    errors = [read_json(path) for path in sorted(folder.glob("rank-*.error.json"))]
-    if errors:
-        first = min(errors, key=lambda error: CAUSES.index(error["outcome"]))
-        return first["outcome"], first["reason"], first["traceback"][-CAUSE_LINES:]
-    if code != 0:
-        killed = next((line for line in tail if "Signal 9 (SIGKILL)" in line), None)
-        if code == -signal.SIGKILL or killed:
-            return "killed", "SIGKILL from outside, often the host's memory limit", tail
-        return "crash", f"torchrun exited with {code}", tail
-    if not _complete(folder / "log.jsonl"):
-        return "crash", "exited 0 without the footer of its log", tail
-    return "ok", None, []
+def _end_of(output: Path) -> str:
+    with open(output, "rb") as file:
+        file.seek(max(0, output.stat().st_size - SAID_BYTES))
+        return file.read().decode(errors="replace")
 
 
-def _complete(log: Path) -> bool:
-    try:
-        *_, last = log.read_text(encoding="utf-8").splitlines()
-        return bool(json.loads(last)["event"] == "footer")
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+def _utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -1,20 +1,19 @@
 """One rank under torchrun: an error becomes a file that the parent reads."""
 
+import ctypes
 import os
 import signal
-import stat
 import sys
 import traceback
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
-from xdimo.files import write_json
+from xdimo.files import short_socket_folder, write_json
 from xdimo.spec import read_spec
 from xdimo.train.failure import classify
 
-LAUNCHED = "XDIMO_LAUNCHED"  # set by launch, whose end of this process's standard input is open
-STDIN = 0
+LAUNCHED = "XDIMO_LAUNCHED"  # set by launch to a word of its own, in every process of the run
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def run(spec_path: Path, folder: Path, **arguments: Any) -> None:
@@ -23,34 +22,40 @@ def run(spec_path: Path, folder: Path, **arguments: Any) -> None:
     At once, because an orderly exit would wait for the collectives of the other ranks. Started by
     launch, it ends with it, however launch ends.
     """
-    if os.environ.get(LAUNCHED) and stat.S_ISFIFO(os.fstat(STDIN).st_mode):
-        Thread(target=_end_with_launch, daemon=True).start()
+    if word := os.environ.get(LAUNCHED):
+        end_with_parent()
+        _require_parent(word)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a KeyboardInterrupt's exit would be orderly
     try:
+        short_socket_folder()
         from xdimo.train.loop import train
 
         train(read_spec(spec_path), folder=folder, **arguments)
     except Exception as error:
         rank = os.environ.get("RANK", "0")
         lines = "".join(traceback.format_exception(error)).splitlines()
+        outcome, reason = classify(error)
         write_json(
             folder / f"rank-{rank}.error.json",
-            {
-                "outcome": classify(error),
-                "reason": first_line(error),
-                "traceback": lines,
-            },
+            {"outcome": outcome, "reason": reason, "traceback": lines},
         )
         print("\n".join(lines), file=sys.stderr, flush=True)
         os._exit(1)
 
 
-def first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
+def end_with_parent() -> None:
+    """From now on the kernel kills this process when its parent dies, even if it is stopped.
+
+    Else ranks of a launch that was killed would wait for each other and keep their GPUs.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _end_with_launch() -> None:
-    """Else ranks of a launch that was killed would wait for each other and keep their GPUs."""
-    while os.read(STDIN, 1):
-        pass
-    os.kill(os.getpid(), signal.SIGKILL)
+def _require_parent(word: str) -> None:
+    """Ends this process where torchrun died before it could be followed."""
+    try:
+        alive = word.encode() in Path(f"/proc/{os.getppid()}/environ").read_bytes()
+    except OSError:
+        alive = False
+    if not alive:
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -18,8 +18,8 @@ from xdimo.model.diffusion import Diffusion
 from xdimo.spec import RunSpec
 from xdimo.train import group, loop
 from xdimo.train.checkpoint import State
+from xdimo.train.failure import first_line
 from xdimo.train.meter import Clock
-from xdimo.train.rank import first_line
 from xdimo.train.step import EAGER_STEPS
 
 STEPS = 20  # timed, after those that compile and capture
