@@ -19,6 +19,12 @@ def _wait(until: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+def _training(folder: Path) -> list[int]:
+    """torchrun of attempt 2, and its ranks, as far as they have begun."""
+    found = _processes_with("xdimo", "attempts/2")
+    return [int(p.parent.name) for p in found if os.readlink(p.parent / "cwd") == str(folder)]
+
+
 def test_a_run_that_outlives_its_snakemake_is_measured_once(copy: Path) -> None:
     edit(copy, train__timed_steps=5)
     folder = runs(copy) / "cpu_1-bs1-r1"
@@ -26,8 +32,8 @@ def test_a_run_that_outlives_its_snakemake_is_measured_once(copy: Path) -> None:
     first = subprocess.Popen(
         command("cpu_1-bs1"), cwd=copy, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    _wait((attempts / "2/log.jsonl").exists)
-    ranks = [int(path.parent.name) for path in _processes_with("xdimo", str(attempts / "2"))]
+    _wait(lambda: bool(_training(copy)))
+    ranks = _training(copy)
     for rank in ranks:  # it takes as long as this test needs
         os.kill(rank, signal.SIGSTOP)
     first.send_signal(signal.SIGKILL)
