@@ -18,7 +18,6 @@ from typing import Any
 from xdimo.errors import FileError, UserError
 
 PARTIAL = re.compile(r"\..+\.[a-z0-9_]{8}\.part(\.\w+)?")  # what `whole` calls a file under way
-SOCKET_FOLDER_BYTES = 75  # /pymp-xxxxxxxx/listener-xxxxxxxx follows, and a socket's name has 107
 
 
 def canonical(value: Any) -> str:
@@ -140,27 +139,6 @@ def _take(lock: int, path: Path, wait: bool) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as error:
         print(f"{path}: cannot lock ({error.strerror}); going on without", flush=True)
-
-
-def short_socket_folder() -> None:
-    """Where TMPDIR is too long for the sockets of child processes, they get another folder.
-
-    Raises UserError where there is none.
-    """
-    if len(os.fsencode(tempfile.gettempdir())) <= SOCKET_FOLDER_BYTES:
-        return
-    ours = tempfile.tempdir
-    for folder in ("/tmp", "/var/tmp", "/dev/shm"):
-        tempfile.tempdir = folder
-        with suppress(OSError):
-            util.get_temp_dir()  # which multiprocessing keeps, for children too
-            break
-    else:
-        raise UserError(
-            f"TMPDIR: {ours} has more than {SOCKET_FOLDER_BYTES} characters, too long for sockets; "
-            "set it to a shorter folder"
-        )
-    tempfile.tempdir = ours
 
 
 def write_text(path: str | Path, text: str) -> None:

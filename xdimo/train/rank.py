@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from xdimo.files import short_socket_folder, write_json
+from xdimo.files import shorten_sockets, write_json
 from xdimo.spec import read_spec
 from xdimo.train.failure import classify
 
@@ -27,7 +27,7 @@ def run(spec_path: Path, folder: Path, **arguments: Any) -> None:
         _require_parent(word)
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a KeyboardInterrupt's exit would be orderly
     try:
-        short_socket_folder()
+        shorten_sockets()
         from xdimo.train.loop import train
 
         train(read_spec(spec_path), folder=folder, **arguments)
