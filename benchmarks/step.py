@@ -83,8 +83,9 @@ def vae_rate(spec: RunSpec, device: torch.device, frames: int, compiled: bool) -
 
 
 def profiled(spec: RunSpec, device: torch.device, keep: bool) -> tuple[Shares, Counter[str]]:
-    """Shares of a step's parts as it is timed, and milliseconds of each kind of kernels in one step
-    as it stands. Collective; both empty on ranks that do not ``keep`` them.
+    """Shares of a step's parts as it is timed; of one step as it stands the milliseconds of each
+    kind of kernels, their sum and their number. Collective; both empty on ranks that do not
+    ``keep`` them.
     """
     take_step, batch = loop.stepper(spec, *parts(spec, device)), random_batch(spec, device)
     for _ in range(EAGER_STEPS + 4):
@@ -93,7 +94,9 @@ def profiled(spec: RunSpec, device: torch.device, keep: bool) -> tuple[Shares, C
     kinds: Counter[str] = Counter()
     for event in events:
         if event.get("cat") == "kernel":
-            kinds[kernel_kind(event["name"])] += event["dur"] / 1e3
+            for kind in (kernel_kind(event["name"]), "sum"):
+                kinds[kind] += event["dur"] / 1e3
+            kinds["kernels"] += 1
     return ledger["shares"] if ledger else {}, kinds
 
 
@@ -163,10 +166,10 @@ def main() -> None:
         print(tabulate(table, [*heads[:3], *PARTS], floatfmt=".1f"))
         print("\nkernel ms of one step, not captured")
         table = [
-            [*row, *(kinds[kind] for kind in KERNELS), sum(kinds.values())]
+            [*row, *(kinds[kind] for kind in (*KERNELS, "sum", "kernels"))]
             for *row, _, kinds in profiles
         ]
-        print(tabulate(table, [*heads[:3], *KERNELS, "sum"], floatfmt=".1f"))
+        print(tabulate(table, [*heads[:3], *KERNELS, "sum", "kernels"], floatfmt=".2f"))
         for frames in asked.vae:
             rates = [vae_rate(spec_of(1, "fused", world), device, frames, c) for c in (False, True)]
             print(f"VAE, {frames} frames at once: {rates[0]:.0f} frames/s, compiled {rates[1]:.0f}")
