@@ -15,6 +15,7 @@ from xdimo.model import latte, moe
 from xdimo.model.fused import experts as fused_experts
 from xdimo.model.fused.adaln import norm, residual_norm
 from xdimo.model.fused.latte import route
+from xdimo.model.fused.spatial import spatial_attention
 from xdimo.model.fused.temporal import temporal_attention
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -73,6 +74,20 @@ def test_temporal_attention_and_its_gradient(frames: int, width: int, heads: int
     wanted = latte.attention(*split).permute(0, 3, 1, 2, 4).reshape(2, frames, 3, width)
     (wanted_grad,) = torch.autograd.grad(wanted, qkv, upstream)
     found = temporal_attention(qkv, heads)
+    (grad,) = torch.autograd.grad(found, qkv, upstream)
+    assert relative(found, wanted) < 1e-5
+    assert relative(grad, wanted_grad) < 1e-5
+
+
+@pytest.mark.parametrize(("positions", "width", "heads"), [(256, 32, 2), (70, 24, 3)])
+def test_spatial_attention_and_its_gradient(positions: int, width: int, heads: int) -> None:
+    torch.manual_seed(0)
+    qkv = torch.randn(1, 2, positions, 3 * width, device=DEVICE, requires_grad=True)
+    upstream = torch.randn(1, 2, positions, width, device=DEVICE)
+    split = qkv.view(1, 2, positions, 3, heads, width // heads).permute(3, 0, 1, 4, 2, 5)
+    wanted = latte.attention(*split).transpose(2, 3).reshape(1, 2, positions, width)
+    (wanted_grad,) = torch.autograd.grad(wanted, qkv, upstream)
+    found = spatial_attention(qkv, heads)
     (grad,) = torch.autograd.grad(found, qkv, upstream)
     assert relative(found, wanted) < 1e-5
     assert relative(grad, wanted_grad) < 1e-5
