@@ -12,12 +12,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from xdimo.model.fused import adaln, experts, temporal
+from xdimo.model.fused import adaln, experts, spatial, temporal
+from xdimo.model.fused.optimizer import FlatAdamW
+from xdimo.model.fused.storage import Stack, Storage, column_sums
 
 # Compute capability -> the most shared memory that a thread block gets (CUDA C++ Programming Guide,
 # technical specifications per compute capability).
@@ -68,26 +71,43 @@ def block(dtype: torch.dtype) -> None:
     def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
         return torch.empty(*shape, dtype=dtype, device="cuda")
 
-    tokens, inside = CLIPS * FRAMES * POSITIONS, 4 * WIDTH
+    inside = 4 * WIDTH
     x = empty(CLIPS, FRAMES * POSITIONS, WIDTH, dtype=torch.float32)
     h, scale = empty(*x.shape), empty(CLIPS, WIDTH)
     qkv = empty(CLIPS, FRAMES, POSITIONS, 3 * WIDTH)
     attended = temporal.temporal_attention._init_fn(qkv, HEADS)
     temporal.temporal_attention_backward._init_fn(qkv, attended, HEADS)
-    out, _ = adaln.forward(x, h, scale, None, scale, scale)
-    adaln.backward(x, h, out, h, scale, scale)
+    spatial.backward(qkv, *spatial.forward(qkv, HEADS), attended, HEADS)
 
-    chosen = empty(tokens, TOP_K, dtype=torch.int64)
-    rows = experts.Rows(*experts._sort_rows._init_fn(chosen, EXPERTS))
-    weight = empty(tokens, TOP_K, dtype=torch.float32)
-    up, up_bias = empty(EXPERTS, inside, WIDTH), empty(EXPERTS, inside)
-    down, down_bias = empty(EXPERTS, WIDTH, inside), empty(EXPERTS, WIDTH)
-    h_TD = h.flatten(0, 1)
-    out, _, y, z = experts._experts._init_fn(
-        x, h_TD, weight, up, up_bias, down, down_bias, scale, None, scale, scale, *rows
+    def stack(*shape: int) -> Stack:
+        whole = empty(*shape, dtype=torch.float32)
+        return Stack(empty(*shape), whole, (whole,))
+
+    bias, router = stack(WIDTH), stack(EXPERTS, WIDTH)
+    out, _ = adaln.forward(x, h, scale, None, scale, scale, bias)
+    adaln.backward(x, h, out, h, scale, scale, bias)
+    up, up_bias = stack(EXPERTS, inside, WIDTH), stack(EXPERTS, inside)
+    down, down_bias = stack(EXPERTS, WIDTH, inside), stack(EXPERTS, WIDTH)
+    weights = experts.Weights(up, up_bias, down, down_bias)
+    column_sums(h.flatten(0, 1), bias.grad)
+    context = SimpleNamespace(set_materialize_grads=bool)
+    context.save_for_backward = lambda *saved: setattr(context, "saved_tensors", saved)
+    experts._Mixture.forward(context, x, h, None, router, TOP_K, weights, *[scale] * 3, None)
+    experts._Mixture.backward(context, x, h)
+
+
+def optimizer(dtype: torch.dtype) -> None:
+    weights, average = (
+        Storage([[nn.Parameter(torch.empty(64, WIDTH, device="cuda"))]]) for _ in range(2)
     )
-    adaln.backward(x, h, out, adaln.Choices(y, weight, rows.row_TK), scale, scale)
-    experts._experts_backward(h_TD, h_TD, weight, up, down, y, z, rows)
+    weights.lend(dtype)
+    for parameter in weights.parameters:
+        parameter.grad = torch.empty_like(parameter)
+    weights.gathered = lambda: weights.gradients
+    weights.holds = average.holds = lambda parameters: True
+    for clip_norm in (None, 1.0):
+        weights.lend(dtype)
+        FlatAdamW(weights.parameters, weights, average, lr=1e-4).update(clip_norm, 0.9)
 
 
 if __name__ == "__main__":
@@ -95,3 +115,4 @@ if __name__ == "__main__":
     with FakeTensorMode():
         for name in sys.argv[2:]:
             block(getattr(torch, name))
+            optimizer(getattr(torch, name))

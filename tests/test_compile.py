@@ -12,8 +12,11 @@ import pytest
 from tests.conftest import ROOT
 
 KERNELS = {"count_choices", "begin_chunks", "place_choices", "matmul_rows", "weight_gradient"}
-KERNELS |= {"sum_parts", "sum_tiles", "sum_choices", "spread", "residual_norm_forward"}
-KERNELS |= {"residual_norm_backward", "temporal_forward", "temporal_backward"}
+KERNELS |= {"sum_parts", "sum_tiles", "sum_choices", "sum_columns"}
+KERNELS |= {"route_choices", "gather_choices"}
+KERNELS |= {"residual_norm_forward", "residual_norm_backward", "residual_norm_sums"}
+KERNELS |= {"temporal_forward", "temporal_backward", "spatial_forward", "spatial_backward"}
+KERNELS |= {"adamw_squares", "adamw_norm", "adamw_rates", "adamw_update"}
 
 
 # A100; RTX 6000 Ada, H100 and H200, RTX PRO 6000: the targets of the matrix.

@@ -14,7 +14,7 @@ pytest.importorskip("triton", reason="torch comes without Triton on this system"
 from xdimo.model import latte, moe
 from xdimo.model.fused import experts as fused_experts
 from xdimo.model.fused.adaln import norm, residual_norm
-from xdimo.model.fused.latte import route
+from xdimo.model.fused.experts import route
 from xdimo.model.fused.spatial import spatial_attention
 from xdimo.model.fused.temporal import temporal_attention
 
@@ -39,7 +39,7 @@ def test_route_is_the_references(
     experts, k = shape
     logits = torch.randn(tokens, experts, generator=torch.Generator().manual_seed(seed))
     logits = logits.round() if ties else logits
-    weights, chosen = route(logits, k)
+    weights, chosen = (found.cpu() for found in route(logits.to(DEVICE), k))
     wanted_weights, wanted = moe.route(logits, k)
     assert torch.equal(chosen.long(), wanted)
     assert torch.allclose(weights, wanted_weights, atol=1e-6)
@@ -63,6 +63,13 @@ def test_rows_hold_every_choice_once_and_tiles_one_expert(
     sizes = (rows.last_E - rows.first_E).tolist()
     counts = torch.bincount(chosen.flatten().long(), minlength=experts).tolist()
     assert sizes == [-(-n // fused_experts.TILE) * fused_experts.TILE for n in counts]
+
+
+# Tiles of a weight gradient of S/2, B/2, L/2, XL/2 on 132 multiprocessors.
+@pytest.mark.parametrize("tiles", [18, 72, 128, 162])
+def test_equal_parts_keep_the_multiprocessors_busy(tiles: int) -> None:
+    programs = tiles * fused_experts.even_parts(tiles, 132)
+    assert programs / (-(-programs // 132) * 132) > 0.95
 
 
 @pytest.mark.parametrize(("frames", "width", "heads"), [(16, 32, 2), (5, 24, 3), (16, 144, 2)])

@@ -125,7 +125,7 @@ def test_tiles_moved_by_a_copy_engine_are_the_same(
     )
     shape = fused._shape(x.device)
     monkeypatch.setattr(fused, "_gradient_shape", lambda left, wide: {"tile_m": 64, **shape})
-    monkeypatch.setattr(fused, "ROWS_OF_ONE_PART", 128)  # so that experts have several parts
+    monkeypatch.setattr(fused, "_parts", lambda device, tiles: 4)  # so that experts have several
     assert_same(results(fused_mixture, x, gate, layers, 2, upstream), wanted)
     assert len(moved) == 2 * 3 + 2 * 2  # two plain products, two weight gradients
 

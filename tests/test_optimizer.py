@@ -1,4 +1,4 @@
-"""The flat optimizer is torch's, step by step.
+"""The fused network's storage and optimizer are torch's, step by step.
 
 On a machine without a GPU the kernels run in Triton's interpreter.
 """
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 pytest.importorskip("triton", reason="torch comes without Triton on this system")
 
+from xdimo.model.fused.latte import FusedLatte
 from xdimo.model.fused.optimizer import FlatAdamW
 from xdimo.model.fused.storage import Storage
+from xdimo.spec import ModelSpec
 from xdimo.train.checkpoint import State, load, save
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -128,3 +130,35 @@ def test_a_missing_gradient_is_told() -> None:
     model[1].grad = None
     with pytest.raises(RuntimeError, match=r"a parameter of shape \[7\] has no gradient"):
         optimizer.update(None, 0.9)
+
+
+def test_a_networks_gradients_lie_in_one_buffer_and_changed_weights_are_seen() -> None:
+    size = ModelSpec(size="custom", depth=2, width=32, heads=2, patch=2, experts=4, top_k=2)
+    model = FusedLatte(size, latent_size=4, latent_channels=4, frames=2, compiled=False).to(DEVICE)
+    names = list(model.state_dict())
+    storage = model.stored()
+    assert list(model.state_dict()) == names
+    assert model.stored() is storage
+    for parameter in storage.parameters:
+        nn.init.normal_(parameter, std=0.2)
+    x, t = torch.randn(1, 2, 4, 4, 4, device=DEVICE), torch.tensor([3], device=DEVICE)
+    model(x, t).square().sum().backward()
+    buffer = storage.gradients
+    assert buffer is not None
+    # What a backward pass of ours made lies there already; embeddings are torch's own.
+    ours = [p for n, p in model.named_parameters() if n.startswith(("blocks", "final"))]
+    assert all(storage.lies_in(buffer, p.grad, p) for p in ours)
+    grads = {p: p.grad.clone() for p in storage.parameters}
+    gathered = storage.gathered()
+    assert all(torch.equal(storage.view(gathered, p), grad) for p, grad in grads.items())
+    # A second backward pass adds to the first, wherever that left its gradients.
+    model(x, t).square().sum().backward()
+    gathered = storage.gathered()
+    assert all(close(storage.view(gathered, p), 2 * grad) for p, grad in grads.items())
+    before = storage.values(torch.bfloat16)
+    with torch.no_grad():
+        model.blocks[0].gate.weight.mul_(2)
+    after = storage.values(torch.bfloat16)
+    assert after is before and torch.equal(after, storage.weights.bfloat16())
+    moved = model.to(torch.device("meta")).stored()
+    assert moved is not storage and moved.weights.is_meta

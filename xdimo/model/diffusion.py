@@ -21,6 +21,8 @@ BIN = 1 / 255  # half the width of one of 256 grey levels over [-1, 1]
 class Diffusion(nn.Module):
     """The process with ``steps`` steps. Tables [steps] are computed in float64, kept in float32.
 
+    ``compiled``: noising and loss through torch.compile.
+
     x0, noise [b, ...] are float32 of any shape; t [b] are steps 0 .. steps - 1, int64.
     """
 
@@ -30,7 +32,7 @@ class Diffusion(nn.Module):
     log_variance_low: Tensor  # of q(x_{t-1} | x_t, x_0), the true posterior
     log_variance_high: Tensor  # log beta
 
-    def __init__(self, steps: int = 1000):
+    def __init__(self, steps: int = 1000, compiled: bool = False):
         super().__init__()
         self.steps = steps
         beta = torch.linspace(BETA_FIRST, BETA_LAST, steps, dtype=torch.float64)
@@ -48,6 +50,10 @@ class Diffusion(nn.Module):
         }
         for name, table in tables.items():
             self.register_buffer(name, table.float(), persistent=False)
+        self._noised, self._terms = self.q_sample, self.terms
+        if compiled:
+            self._noised = torch.compile(self.q_sample, dynamic=False)
+            self._terms = torch.compile(self.terms, dynamic=False)
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x0 noised to step t: a draw of q(x_t | x_0) where noise is standard normal."""
@@ -63,7 +69,11 @@ class Diffusion(nn.Module):
         """
         t = torch.randint(self.steps, (len(x0),), generator=generator, device=x0.device)
         noise = torch.empty_like(x0).normal_(generator=generator)
-        output = model(self.q_sample(x0, t, noise), t).to(x0.dtype)
+        return self._terms(model(self._noised(x0, t, noise), t), x0, t, noise)
+
+    def terms(self, output: Tensor, x0: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """The same of what the model made of step t."""
+        output = output.to(x0.dtype)
         predicted, fraction = output.chunk(2, dim=2)
         mse = (predicted - noise).square().mean()
         vb = self.variational_bits(x0, t, noise, predicted.detach(), fraction).mean()

@@ -97,11 +97,11 @@ def _steps(
 
     model, ema = build(spec).to(device), build(spec).to(device).requires_grad_(False)
     ema.load_state_dict(model.state_dict())
-    state = checkpoint.State(model, ema, optimizer_of(spec, model), generator)
+    state = checkpoint.State(model, ema, optimizer_of(spec, model, ema), generator)
     done = checkpoint.load(resume, spec.hash, state) if resume else 0
 
     wrapped = distributed(spec, model, device)
-    diffusion = Diffusion().to(device)
+    diffusion = Diffusion(compiled=spec.implementation == "fused").to(device)
     vae = None
     if spec.data.mode == "online":
         dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
@@ -243,10 +243,15 @@ def stepper(spec: RunSpec, *parts: Any) -> Step | CapturedStep:
     return CapturedStep(step) if spec.captured else step
 
 
-def optimizer_of(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
+def optimizer_of(spec: RunSpec, model: Any, ema: Any) -> torch.optim.Optimizer:
+    """AdamW; for the fused network the one that keeps the average too."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    options: dict[str, Any] = {"fused": True, "capturable": True} if spec.captured else {}
     rate = spec.optimizer.learning_rate
+    if spec.implementation == "fused":
+        from xdimo.model.fused.optimizer import FlatAdamW
+
+        return FlatAdamW(parameters, model.stored(), ema.stored(), lr=rate)
+    options: dict[str, Any] = {"fused": True, "capturable": True} if spec.captured else {}
     return torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0, **options)
 
 

@@ -51,14 +51,17 @@ class Step:
             loss.backward()
 
         with self.part("optimizer"):
-            grads = [p.grad for p in self.parameters if p.grad is not None]
-            grad_norm = nn.utils.get_total_norm(grads)
-            if clips_norm:
-                limit = spec.optimizer.clip_norm
-                nn.utils.clip_grads_with_norm_(self.parameters, limit, grad_norm)
-            state.optimizer.step()
-            state.optimizer.zero_grad(set_to_none=True)
-            _average(state.ema, state.model, spec.optimizer.ema_decay)
+            limit, decay = spec.optimizer.clip_norm, spec.optimizer.ema_decay
+            if hasattr(state.optimizer, "update"):  # the fused network's does all of it
+                grad_norm = state.optimizer.update(limit if clips_norm else None, decay)
+            else:
+                grads = [p.grad for p in self.parameters if p.grad is not None]
+                grad_norm = nn.utils.get_total_norm(grads)
+                if clips_norm:
+                    nn.utils.clip_grads_with_norm_(self.parameters, limit, grad_norm)
+                state.optimizer.step()
+                state.optimizer.zero_grad(set_to_none=True)
+                _average(state.ema, state.model, decay)
         return loss.detach(), grad_norm
 
 

@@ -31,12 +31,13 @@ def parts(spec: RunSpec, device: torch.device) -> tuple[Any, ...]:
     model, ema = loop.build(spec).to(device), loop.build(spec).to(device).requires_grad_(False)
     ema.load_state_dict(model.state_dict())
     generator = torch.Generator(device).manual_seed(spec.seed)
-    state = State(model, ema, loop.optimizer_of(spec, model), generator)
+    state = State(model, ema, loop.optimizer_of(spec, model, ema), generator)
     vae = None
     if spec.data.mode == "online":
         dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
         vae = load_vae(spec.vae, None, device, dtype, compiled=spec.captured)
-    return state, loop.distributed(spec, model, device), Diffusion().to(device), vae
+    diffusion = Diffusion(compiled=spec.implementation == "fused").to(device)
+    return state, loop.distributed(spec, model, device), diffusion, vae
 
 
 def random_batch(spec: RunSpec, device: torch.device) -> dict[str, torch.Tensor]:

@@ -21,60 +21,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from xdimo.model.fused import adaln
 from xdimo.model.fused import expert_kernels as kernels
-
-TILE = 128  # rows of a tile: each has one expert
-CHUNK = 512  # choices that one program sorts
-# A weight gradient is summed in parts: one an expert up to so many rows, 5 clips of S/2; then more.
-ROWS_OF_ONE_PART = 320 * TILE
-PARTS = 3
-
-
-class Rows(NamedTuple):
-    """Where each choice of each token went."""
-
-    choice_R: Tensor  # int32: token x K + choice; S where a row only fills up its tile
-    row_TK: Tensor  # int32
-    expert_M: Tensor  # int32: of each tile; E where no row is in it
-    first_E: Tensor  # int32: first row of each expert
-    last_E: Tensor  # int32: one past its last, filled-up row
-
-
-@torch.library.custom_op("xdimo::sort_rows", mutates_args=())
-def _sort_rows(experts_TK: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    choices, device = experts_TK.numel(), experts_TK.device
-    tiles = triton.cdiv(choices, TILE) + experts  # every expert may leave one tile unfilled
-    padded, chunks = triton.next_power_of_2(experts), triton.cdiv(choices, CHUNK)
-    expert_S = experts_TK.reshape(-1)
-    counts_CE = torch.empty(chunks, experts, dtype=torch.int32, device=device)
-    kernels.count_choices[(chunks,)](expert_S, counts_CE, choices, experts, padded, CHUNK)
-    begin_CE = torch.empty_like(counts_CE)
-    first_E, last_E = (counts_CE.new_empty(experts) for _ in range(2))
-    expert_M = counts_CE.new_empty(tiles)
-    kernels.begin_chunks[(1,)](
-        counts_CE, begin_CE, first_E, last_E, expert_M, chunks, tiles,
-        experts, padded, triton.next_power_of_2(chunks), TILE, 256,
-    )  # fmt: skip
-    row_TK = torch.empty(experts_TK.shape, dtype=torch.int32, device=device)
-    choice_R = torch.full((tiles * TILE,), choices, dtype=torch.int32, device=device)
-    kernels.place_choices[(chunks,)](
-        expert_S, begin_CE, row_TK, choice_R, choices, experts, padded, CHUNK
-    )  # fmt: skip
-    return choice_R, row_TK, expert_M, first_E, last_E
-
-
-@_sort_rows.register_fake
-def _(experts_TK, experts):  # type: ignore[no-untyped-def]
-    tiles = triton.cdiv(experts_TK.numel(), TILE) + experts
-    sizes = ((tiles * TILE,), experts_TK.shape, (tiles,), (experts,), (experts,))
-    return tuple(experts_TK.new_empty(size, dtype=torch.int32) for size in sizes)
-
-
-def sort_rows(experts_TK: Tensor, experts: int) -> Rows:
-    """Rows in the order of their experts, and of tokens within one. Any T, empty experts too.
-
-    ``experts_TK``: integers, contiguous.
-    """
-    return Rows(*_sort_rows(experts_TK, experts))
+from xdimo.model.fused.routing import TILE, Rows, route, sort_rows
+from xdimo.model.fused.storage import Stack
 
 
 def _shape(device: torch.device) -> dict[str, int]:
@@ -123,7 +71,7 @@ def _multiply(
 
     ``tokens_of``: (choices, K) where ``rows`` are tokens [T, in]. ``before``: takes the result,
     which then goes through GELU. ``hidden``: the result is multiplied by GELU's derivative there,
-    ``sums`` [M, out] takes the sums of each tile, and ``hidden`` becomes its GELU.
+    ``sums`` [M, out and more] takes the sums of each tile, and ``hidden`` becomes its GELU.
     """
     experts = weights.shape[0]
     width_in, width_out = weights.shape[1:] if transposed else weights.shape[:0:-1]
@@ -153,6 +101,7 @@ def _multiply(
         choice_R,
         expert_M,
         choices,
+        sums.shape[1] if sums is not None else 0,
         width_in,
         width_out,
         experts,
@@ -168,14 +117,14 @@ def _multiply(
     return out
 
 
-def _gradient(left: Tensor, right: Tensor, rows: Rows) -> Tensor:
-    """left^T right of each expert's rows: [E, left, right]."""
+def _gradient(left: Tensor, right: Tensor, rows: Rows, out: Tensor) -> None:
+    """out [E, left, right] = left^T right of each expert's rows."""
     width_left, width_right, experts = left.shape[1], right.shape[1], len(rows.first_E)
     shape = _gradient_shape(left, wide=width_right > width_left)
-    part_rows = _part_rows(len(left), experts)
-    parts = len(left) // part_rows + experts  # at most: an expert's last one need not be full
-    partial = left.new_empty(parts, width_left, width_right, dtype=torch.float32)
     tiles = triton.cdiv(width_left, shape["tile_m"]) * triton.cdiv(width_right, shape["tile_n"])
+    parts = _parts(left.device, tiles)
+    part_rows = triton.cdiv(triton.cdiv(len(left), parts), TILE) * TILE
+    partial = left.new_empty(parts + experts, width_left, width_right, dtype=torch.float32)
     operands: tuple[Any, Any] = left, right
     if _can_move(left, right):
         tile_k = shape["tile_k"]
@@ -185,26 +134,33 @@ def _gradient(left: Tensor, right: Tensor, rows: Rows) -> Tensor:
         partial,
         rows.first_E,
         rows.last_E,
+        part_rows,
         width_left,
         width_right,
         experts,
-        part_rows,
         **shape,
     )
-    out = left.new_empty(experts, width_left, width_right)
     size, block = width_left * width_right, 1024
     kernels.sum_parts[(experts, triton.cdiv(size, block))](
-        partial, out, rows.first_E, rows.last_E, size, part_rows, experts, block
+        partial, out, rows.first_E, rows.last_E, size, part_rows, block
     )
-    return out
 
 
-def _part_rows(rows: int, experts: int) -> int:
-    """Rows of a partial sum: about an expert's average share, or a third of it beyond
-    ROWS_OF_ONE_PART. Shares are uneven, and the largest would be waited for.
-    """
-    parts = experts * (PARTS if rows > ROWS_OF_ONE_PART else 1)
-    return triton.cdiv(triton.cdiv(rows, parts), TILE) * TILE
+def _parts(device: torch.device, tiles: int) -> int:
+    """In how many equal parts the rows are multiplied, ``tiles`` programs each."""
+    if device.type == "cpu":
+        return 3
+    return even_parts(tiles, torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def even_parts(tiles: int, multiprocessors: int) -> int:
+    """Up to 8, so that the multiprocessors idle least while the last programs run."""
+
+    def busy(parts: int) -> float:
+        rounds = triton.cdiv(tiles * parts, multiprocessors)
+        return tiles * parts / (rounds * multiprocessors)
+
+    return max(range(1, 9), key=busy)
 
 
 def _gradient_shape(left: Tensor, wide: bool) -> dict[str, int]:
@@ -216,132 +172,118 @@ def _gradient_shape(left: Tensor, wide: bool) -> dict[str, int]:
     return {"tile_m": 128 if device.type == "cuda" else 64, **_shape(device)}
 
 
-def _by_expert(sums: Tensor, rows: Rows, dtype: torch.dtype) -> Tensor:
-    """Sums of tiles [n, width], however high a tile, -> of experts [E, width]."""
-    width, experts = sums.shape[1], len(rows.first_E)
-    out = sums.new_empty(experts, width, dtype=dtype)
-    height = len(rows.choice_R) // len(sums)
-    grid = (experts, triton.cdiv(width, 32))
-    kernels.sum_tiles[grid](sums, out, rows.first_E, rows.last_E, height, width, 64, 32)
-    return out
-
-
-@torch.library.custom_op("xdimo::experts", mutates_args=())
-def _experts(
-    x: Tensor,
-    h_TD: Tensor,
-    weight_TK: Tensor,
-    up_EHD: Tensor,
-    up_bias_EH: Tensor,
-    down_EDH: Tensor,
-    down_bias_ED: Tensor,
-    gate: Tensor,
-    table: Tensor | None,
-    shift: Tensor,
-    scale: Tensor,
-    choice_R: Tensor,
-    row_TK: Tensor,
-    expert_M: Tensor,
-    first_E: Tensor,
-    last_E: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x' and the next h, and what the backward pass needs, a row a choice."""
-    tokens, top_k = row_TK.shape
-    z_RH = h_TD.new_empty(len(choice_R), up_EHD.shape[1])
-    a_RH = _multiply(
-        h_TD,
-        up_EHD,
-        up_bias_EH,
-        choice_R,
-        expert_M,
-        transposed=False,
-        tokens_of=(tokens * top_k, top_k),
-        before=z_RH,
-    )
-    y_RD = _multiply(a_RH, down_EDH, down_bias_ED, choice_R, expert_M, transposed=False)
-    branch = adaln.Choices(y_RD, weight_TK, row_TK)
-    return *adaln.forward(x, branch, gate, table, shift, scale), y_RD, z_RH
-
-
-def _experts_backward(
-    grad_TD: Tensor,
-    h_TD: Tensor,
-    weight_TK: Tensor,
-    up_EHD: Tensor,
-    down_EDH: Tensor,
-    y_RD: Tensor,
-    z_RH: Tensor,
-    rows: Rows,
-) -> tuple[Tensor, ...]:
-    """Gradients of h, the weights of the choices, up, its bias, down, its bias. Uses up z."""
-    choices, top_k, width = rows.row_TK.numel(), rows.row_TK.shape[1], h_TD.shape[1]
-    grad_y = torch.empty_like(y_RD)
-    grad_weight = torch.empty_like(weight_TK)
-    tile_d = min(128, triton.next_power_of_2(width))
-    spread = (len(y_RD) // 32,)
-    sums_D = grad_y.new_empty(*spread, width, dtype=torch.float32)
-    kernels.spread[spread](
-        grad_TD, y_RD, weight_TK, rows.choice_R, grad_y, grad_weight, sums_D,
-        choices, width, top_k, 32, tile_d,
-    )  # fmt: skip
-    sums_H = grad_y.new_empty(len(rows.expert_M), z_RH.shape[1], dtype=torch.float32)
-    places = rows.choice_R, rows.expert_M
-    grad_z = _multiply(grad_y, down_EDH, None, *places, transposed=True, hidden=z_RH, sums=sums_H)
-    down = _gradient(grad_y, z_RH, rows)  # GELU(z) by now
-    # Gathered once: the product reads each row several times. Rows that fill up have no gradient.
-    token_R = (rows.choice_R // top_k).clamp_(max=len(h_TD) - 1)
-    up = _gradient(grad_z, h_TD.index_select(0, token_R), rows)
-    grad_rows = _multiply(grad_z, up_EHD, None, *places, transposed=True)
-    up_bias, down_bias = (_by_expert(sums, rows, h_TD.dtype) for sums in (sums_H, sums_D))
-    return _sum_choices(grad_rows, rows.row_TK), grad_weight, up, up_bias, down, down_bias
-
-
-def _sum_choices(y_RD: Tensor, row_TK: Tensor) -> Tensor:
-    """[T, D]: over each token's choices."""
-    (tokens, top_k), width = row_TK.shape, y_RD.shape[1]
-    out = y_RD.new_empty(tokens, width)
-    tile_d = min(128, triton.next_power_of_2(width))
-    grid = (triton.cdiv(tokens, 32), triton.cdiv(width, tile_d))
-    kernels.sum_choices[grid](y_RD, row_TK, out, tokens, width, top_k, 32, tile_d)
-    return out
-
-
-def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    _, h, weight, up, _, down, _, gate, _, _, scale, *indices = inputs
-    out, _, y, z = output
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(out, h, weight, up, down, y, z, gate, scale, *indices)
-
-
-def _backward(ctx, grad_out, grad_h, *unused):  # type: ignore[no-untyped-def]
-    out, h, weight, up, down, y, z, gate, scale, *indices = ctx.saved_tensors
-    rows = Rows(*indices)
-    if grad_h is None:
-        grad_h = torch.zeros_like(out, dtype=h.dtype)
-    branch = adaln.Choices(y, weight, rows.row_TK)
-    grad_x, grad_branch, sums = adaln.backward(grad_out, grad_h, out, branch, gate, scale)
-    inner = _experts_backward(grad_branch.flatten(0, 1), h, weight, up, down, y, z, rows)
-    shifts, scales, gates = sums.to(scale.dtype).unbind(1)
-    return grad_x, *inner, gates, None, shifts, scales, *[None] * 5
-
-
-_experts.register_autograd(_backward, setup_context=_save)
-
-
 class Weights(NamedTuple):
     """Of all experts, contiguous, in one type."""
 
-    up_EHD: Tensor
-    up_bias_EH: Tensor
-    down_EDH: Tensor
-    down_bias_ED: Tensor
+    up_EHD: Stack
+    up_bias_EH: Stack
+    down_EDH: Stack
+    down_bias_ED: Stack
+
+
+class _Mixture(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        x: Tensor,
+        h: Tensor,
+        logits: Tensor | None,
+        router: Stack | None,
+        top_k: int,
+        weights: Weights,
+        gate: Tensor,
+        shift: Tensor,
+        scale: Tensor,
+        table: Tensor | None,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        up_EHD, up_bias_EH, down_EDH, down_bias_ED = (stack.value for stack in weights)
+        weight_TK, expert_TK = route(h if logits is None else logits, top_k, router)
+        rows = sort_rows(expert_TK, len(up_EHD))
+        z_RH = h.new_empty(len(rows.choice_R), up_EHD.shape[1])
+        places = rows.choice_R, rows.expert_M
+        tokens_of = rows.row_TK.numel(), top_k
+        a_RH = _multiply(
+            h.flatten(0, 1), up_EHD, up_bias_EH, *places,
+            transposed=False, tokens_of=tokens_of, before=z_RH,
+        )  # fmt: skip
+        y_RD = _multiply(a_RH, down_EDH, down_bias_ED, *places, transposed=False)
+        branch = _branch(y_RD, weight_TK, rows)
+        out, next_h = adaln.forward(x, branch, gate, table, shift, scale)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(out, h, y_RD, z_RH, gate, scale, logits, weight_TK, expert_TK, *rows)
+        ctx.router, ctx.weights = router, weights
+        return out, next_h
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+        out, h, y_RD, z_RH, gate, scale, logits, weight_TK, expert_TK, *places = ctx.saved_tensors
+        rows, weights, router = Rows(*places), ctx.weights, ctx.router
+        branch = _branch(y_RD, weight_TK, rows)
+        found = adaln.backward(*grads, out, branch, gate, scale, tile_rows=TILE)
+        chosen = found.logit_TK, expert_TK
+        grad_h = _experts_backward(found.branch, h, z_RH, chosen, router, weights, rows)
+        grad_logits = None
+        if logits is not None:
+            grad_TE = torch.zeros_like(logits).view(-1, logits.shape[-1])
+            grad_TE.scatter_(1, expert_TK.long(), found.logit_TK.to(logits.dtype))
+            grad_logits = grad_TE.view_as(logits)
+        stacks = [*weights, *([router] if router else [])]
+        of_weights = [grad for stack in stacks for grad in stack.grads()]
+        of_norm = found.gate, found.shift, found.scale, None
+        return found.x, grad_h, grad_logits, None, None, None, *of_norm, *of_weights
+
+
+def _branch(y_RD: Tensor, weight_TK: Tensor, rows: Rows) -> adaln.Choices:
+    return adaln.Choices(y_RD, weight_TK, rows.row_TK, rows.choice_R, rows.first_E, rows.last_E)
+
+
+def _experts_backward(
+    grad_y: Tensor,
+    h: Tensor,
+    z_RH: Tensor,
+    chosen: tuple[Tensor, Tensor],
+    router: Stack | None,
+    weights: Weights,
+    rows: Rows,
+) -> Tensor:
+    """The gradient of h; those of the weights go where these are. Uses up z.
+
+    ``chosen``: the gradients of the choices' logits, and their experts.
+    """
+    up, up_bias, down, down_bias = weights
+    (tokens, top_k), width, inside = rows.row_TK.shape, h.shape[-1], z_RH.shape[1]
+    experts, tiles, places = len(rows.first_E), len(rows.expert_M), (rows.choice_R, rows.expert_M)
+    sums = grad_y.new_empty(tiles, inside + 2 * width, dtype=torch.float32)
+    grad_z = _multiply(grad_y, down.value, None, *places, transposed=True, hidden=z_RH, sums=sums)
+    _gradient(grad_y, z_RH, rows, down.grad)  # GELU(z) by now
+    # Gathered once: the product reads each row several times.
+    h_RD = torch.empty_like(grad_y)
+    tile_d = min(64, triton.next_power_of_2(width))
+    kernels.gather_choices[(tiles, triton.cdiv(width, tile_d))](
+        h, grad_y, chosen[0], *places, h_RD, sums, tokens * top_k,
+        inside, width, experts, top_k, router is not None, TILE, tile_d,
+    )  # fmt: skip
+    _gradient(grad_z, h_RD, rows, up.grad)
+    kernels.sum_tiles[(experts, triton.cdiv(sums.shape[1], 32))](
+        sums, up_bias.grad, down_bias.grad, router.grad if router else sums,
+        rows.first_E, rows.last_E, inside, width, router is not None, TILE, 64, 32,
+    )  # fmt: skip
+    grad_rows = _multiply(grad_z, up.value, None, *places, transposed=True)
+    grad_h = torch.empty_like(h)
+    tile_d = min(128, triton.next_power_of_2(width))
+    kernels.sum_choices[(triton.cdiv(tokens, 16), triton.cdiv(width, tile_d))](
+        grad_rows, rows.row_TK, *chosen, router.value if router else h, grad_h, tokens,
+        width, top_k, router is not None, 16, tile_d,
+    )  # fmt: skip
+    return grad_h
 
 
 def mixture_residual_norm(
     x: Tensor,
     h: Tensor,
-    weight_TK: Tensor,
-    experts_TK: Tensor,
+    chooser: Tensor | Stack,
+    top_k: int,
     weights: Weights,
     gate: Tensor,
     shift: Tensor,
@@ -350,9 +292,14 @@ def mixture_residual_norm(
 ) -> tuple[Tensor, Tensor]:
     """xdimo.model.fused.adaln.residual_norm with the mixture of h [b, n, d] as its branch.
 
-    ``weight_TK`` in float32; h in the weights' type. The backward pass overwrites what it saved:
-    it runs once.
+    ``chooser``: the router's weights [e, d], or the logits [b, n, e] of any other; h in the
+    weights' type. The backward pass overwrites what it saved: it runs once.
     """
-    rows = sort_rows(experts_TK, len(weights.up_EHD))
-    h_TD = h.flatten(0, 1)
-    return _experts(x, h_TD, weight_TK, *weights, gate, table, shift, scale, *rows)[:2]
+    given = isinstance(chooser, Tensor)
+    logits, router = (chooser, None) if given else (None, chooser)
+    stacks = [*weights, *([] if given else [chooser])]
+    parameters = [parameter for stack in stacks for parameter in stack.parameters]
+    found: tuple[Tensor, Tensor] = _Mixture.apply(
+        x, h, logits, router, top_k, weights, gate, shift, scale, table, *parameters
+    )
+    return found
