@@ -11,7 +11,8 @@ from xdimo.spec import ModelSpec
 EXECUTES: dict[Name, str] = {
     "reference": "what the model needs",
     "dense": "all experts; q k^T of spatial attention once more",
-    "fused": "q k^T once more; rows that fill up tiles apart: below 128 an expert and layer",
+    "fused": "q k^T once more, spatial attention three products; rows that fill up tiles apart: "
+    "below 128 an expert and layer",
 }
 
 

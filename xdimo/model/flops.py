@@ -83,6 +83,7 @@ def hardware_flops(
     """What an implementation executes for one sample, experts' rows that fill up tiles apart.
 
     Attention kernels make q k^T again in the backward pass: five products there for two forward.
+    The fused one of a frame makes q k^T, and the weights' gradient, for queries and again for keys.
     """
     shape = {"frames": frames, "latent_size": latent_size, "latent_channels": latent_channels}
     needed = model_flops(model, **shape)
@@ -97,10 +98,12 @@ def hardware_flops(
         if model.experts > 1:
             others += needed.experts * (model.experts - model.top_k) // model.top_k
         return Executed(others + 2 * (across + along), 3 * others + 7 * across + 6 * along)
-    # Its kernel pads frames and a head's channels to powers of two, from 16 on.
+    # Its kernels pad frames and a head's channels to powers of two, from 16 on; positions to 64.
     side, channels = (max(16, 1 << (n - 1).bit_length()) for n in (frames, d // model.heads))
     along = layers * spatial * model.heads * 2 * side * side * channels
-    return Executed(others + 2 * (across + along), 3 * others + 7 * (across + along))
+    positions = -(-spatial // 64) * 64
+    across = layers * frames * model.heads * 2 * positions * positions * channels
+    return Executed(others + 2 * (across + along), 3 * others + 9 * across + 7 * along)
 
 
 def parameters(
