@@ -23,6 +23,7 @@ BELOW = {
     "load": {"config", "files", "implementations", "errors"},
     "spec": {"config", "implementations", "load", "files", "errors"},
     "outcome": set(),
+    "current": {"config", "data", "load", "spec", "files", "errors"},
     "data": {"config", "load", "spec", "files", "errors"},
     "model": {"implementations", "spec", "errors"},
     "train": {

@@ -29,7 +29,12 @@ def canonical(value: Any) -> str:
 
 def content_hash(value: Any) -> str:
     """``sha256:<hex>`` of a JSON value, whatever the order of its keys."""
-    return "sha256:" + hashlib.sha256(canonical(value).encode()).hexdigest()
+    return text_hash(canonical(value))
+
+
+def text_hash(text: str) -> str:
+    """``sha256:<hex>`` of a text, as ``file_hash`` gives it once it is written."""
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_hash(path: str | Path) -> str:

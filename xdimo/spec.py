@@ -192,7 +192,7 @@ def plan(bench: Bench, run: str) -> dict[str, Any]:
         "gpus": target.gpus,
         "clips_per_gpu": cell.clips_per_gpu,
         "model": model_spec(bench.model).model_dump(),
-        "vae": {"id": f"random:{vae.seed}" if vae.random else None, **_shape(vae)},
+        "vae": {"id": f"random:{vae.seed}" if vae.random else None, **shape(vae)},
         "data": {
             "mode": cell.mode,
             "dataset": None,
@@ -251,13 +251,13 @@ def model_spec(model: Model) -> ModelSpec:
 def vae_spec(vae: Vae, weights: Path | None) -> VaeSpec:
     """``weights``: the file that ``xdimo.data.vae.locate`` found; None for random weights."""
     if vae.random:
-        return VaeSpec(id=f"random:{vae.seed}", **_shape(vae))
+        return VaeSpec(id=f"random:{vae.seed}", **shape(vae))
     if weights is None:
         raise UserError(f"vae.weights: {vae.weights}: no weights file given")
-    return VaeSpec(id=file_hash(weights), **_shape(vae))
+    return VaeSpec(id=file_hash(weights), **shape(vae))
 
 
-def _shape(vae: Vae) -> dict[str, Any]:
+def shape(vae: Vae) -> dict[str, Any]:
     """All of a VaeSpec but its id."""
     spec = VaeSpec(id="", **vae.model_dump(exclude={"weights", "seed"}))
     return spec.model_dump(exclude={"id"})
@@ -285,6 +285,12 @@ class ChoicePlan(Strict):
 
     run: dict[str, Any]
     clips_per_gpu: list[int]
+
+    @property
+    def hash(self) -> str:
+        """Of what is the same at every batch; which cell is the baseline decides nothing."""
+        whole, apart = self.spec("reference", 1).to_json(), ("run", "cell", "clips_per_gpu")
+        return content_hash({key: value for key, value in whole.items() if key not in apart})
 
     def spec(self, implementation: Name, clips_per_gpu: int) -> RunSpec:
         changed = {"implementation": implementation, "clips_per_gpu": clips_per_gpu}
@@ -323,10 +329,10 @@ def resolve(
         if vae_weights is None:
             raise UserError(f"run {planned['run']}: its VAE has weights; give --vae <folder>")
         vae_id = file_hash(vae_weights)
-    return parse(RunSpec, _filled(planned, dataset, vae_id, planned["implementation"] or chosen))
+    return parse(RunSpec, filled(planned, dataset, vae_id, planned["implementation"] or chosen))
 
 
-def _filled(
+def filled(
     planned: dict[str, Any], dataset: str | None, vae_id: str, implementation: str | None
 ) -> dict[str, Any]:
     """A plan with what it leaves open, and the name of its latents, which follows from that."""
@@ -394,21 +400,6 @@ def chosen_in(choice: Path, clips_per_gpu: int) -> Name | None:
     return variant.chosen if variant else None
 
 
-def is_current(planned: dict[str, Any], folder: Path, manifest: Path) -> bool:
-    """Whether ``folder`` holds a run of exactly this plan and dataset, whatever the files' times.
-
-    Lets a copied, pulled or rewritten spec of the same content rerun no training.
-    """
-    try:
-        ran = read_json(folder / "run.json")["spec"]
-        spec = read_spec(folder / "spec.json")
-    except (UserError, KeyError, OSError):
-        return False
-    implementation = implementation_of(planned, folder.parent)
-    expected = as_planned(planned, spec, dataset_in(manifest), implementation)
-    return bool(ran == spec.hash == content_hash(expected))
-
-
 def as_planned(
     planned: dict[str, Any], ran: RunSpec, dataset: str | None, implementation: str | None
 ) -> dict[str, Any]:
@@ -416,4 +407,4 @@ def as_planned(
 
     Only the run knows the hash of its VAE's weights: that is its own.
     """
-    return _filled(planned, dataset, planned["vae"]["id"] or ran.vae.id, implementation)
+    return filled(planned, dataset, planned["vae"]["id"] or ran.vae.id, implementation)

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ def _bench(arguments: Namespace) -> "Bench":
     return load(arguments.config, _json(arguments.override, "--override"))
 
 
-def _named(paths: list[Path]) -> str:
+def named(paths: Iterable[str | Path]) -> str:
     """As a person types them; bytes of a name that are no UTF-8 are written as \\xNN."""
     names = (os.fsencode(path).decode("utf-8", "backslashreplace") for path in paths)
     return shlex.join(names)
@@ -48,7 +49,9 @@ def _vae_weights(weights: Path | str | None) -> Path | None:
 
 def fetch(arguments: Namespace) -> None:
     from xdimo.config import Dataset
+    from xdimo.current import receipt
     from xdimo.data.fetch import fetch
+    from xdimo.files import content_hash, write_text
     from xdimo.load import parse
 
     if arguments.plan:
@@ -61,6 +64,7 @@ def fetch(arguments: Namespace) -> None:
             "fetched; `fetched` is the folder for the packages of dataset.fetch"
         )
     fetch(dataset.fetch, Path(dataset.videos), arguments.cache)
+    write_text(receipt(dataset), content_hash(dataset.model_dump(include={"fetch"})))
 
 
 def manifest(arguments: Namespace) -> None:
@@ -200,28 +204,15 @@ def metrics(arguments: Namespace) -> None:
 
 def report(arguments: Namespace) -> None:
     from xdimo.load import load_hardware
-    from xdimo.report import TABLES
     from xdimo.report.summary import render, write
 
     bench = _bench(arguments)
     summary = render(
-        bench, load_hardware(bench.hardware), _named(arguments.config), arguments.records
+        bench, load_hardware(bench.hardware), named(arguments.config), arguments.records
     )
     folder = arguments.records or Path(bench.results)
     write(summary, folder)
-    if not arguments.records and not _all_measured(bench):
-        # Older than what it is made from, so that Snakemake does not take it for the finished one.
-        made_from = (bench.hardware, bench.history)
-        time = min(os.stat(path).st_mtime for path in made_from if os.path.exists(path)) - 1
-        for name in TABLES:
-            os.utime(folder / name, (time, time))
     print(folder / "summary.md")
-
-
-def _all_measured(bench: "Bench") -> bool:
-    folder = Path(bench.runs_folder)
-    runs = bench.runs(bench.in_service)
-    return all((folder / run / "metrics.json").exists() for run in runs)
 
 
 def plot(arguments: Namespace) -> None:
@@ -351,7 +342,7 @@ def history(arguments: Namespace) -> None:
     if arguments.campaign != bench.campaign:
         raise UserError(
             f"campaign {arguments.campaign!r} is not that of "
-            f"{_named(arguments.config)}: {bench.campaign!r}"
+            f"{named(arguments.config)}: {bench.campaign!r}"
         )
     if bench.demo:
         raise UserError("a demo's figures say nothing about any hardware: no history of it")

@@ -14,6 +14,8 @@ if FETCHED:
 
         output: the videos that dataset.fetch lists
         """
+        input:
+            fetched_by,
         output:
             FETCHED,
         log:
@@ -30,7 +32,7 @@ if FETCHED:
 rule manifest:
     """Probe every video: hash, frames, and the decoder that reads it exactly.
 
-    input: the fetched videos, and a stamp for whatever lies in the folder of videos
+    input: the fetched videos; what else lies in the folder of videos counts by content
     output: manifest.json, one row a file, with the reason where it is not used
     """
     input:
@@ -69,7 +71,7 @@ rule latents:
     output: index.json; the shards it names lie in a folder beside it
     """
     input:
-        MANIFEST,
+        latents_of,
     output:
         LATENTS,
     log:

@@ -1,11 +1,23 @@
-"""What rules read, as functions of their wildcards."""
+"""What rules read, as functions of their wildcards, and what is to be made again.
 
-import time
+Content decides (xdimo.current), not files' times and not what Snakemake remembers: what is stale is
+forced, and to what is current its inputs are `ancient`. Behind an ancient input that is being made
+again Snakemake looks for nothing else to do: what must be looked at has another input that is not.
+"""
 
+from functools import wraps
+
+from xdimo import current
 from xdimo.data.videos import is_current as manifest_is_current
-from xdimo.spec import choice_path, is_current, plan, require_in_service
+from xdimo.load import load_hardware
+from xdimo.report import TABLES, sources
+from xdimo.spec import choice_path, plan, require_in_service
+from xdimo.verbs import named
 
 CELLS = BENCH.cells | BENCH.twins
+HARDWARE = load_hardware(BENCH.hardware)
+PLOTTED = [f"{RESULTS}/plots/{name}" for name in sources.PICTURES]
+SUMMARY = [f"{RESULTS}/{name}" for name in TABLES]
 
 
 def text(value):
@@ -13,64 +25,149 @@ def text(value):
     return lambda wildcards: value
 
 
-def videos_seen(wildcards):
-    """A file that counts as new where the videos are not those that the manifest was made from.
+def again(*files):
+    """Has files made again as --force would, for whatever asks for them."""
+    workflow.dag.forcefiles.update(files)
 
-    They themselves are no inputs: Snakemake would take their names for patterns and compare times.
-    """
-    stamp = Path(f"{RESULTS}/data/videos.stamp")
+
+def named_to_run(*names):
+    """Whether -f, -F or -R names one of these rules."""
+    return not {rule.name for rule in workflow.dag.forcerules}.isdisjoint(names)
+
+
+def in_one_line(function):
+    """An input function whose refusal is one line, not a traceback of the workflow."""
+
+    @wraps(function)
+    def inputs(wildcards):
+        try:
+            return function(wildcards)
+        except UserError as error:
+            sys.exit(str(error))
+
+    return inputs
+
+
+def run_of(wildcards):
+    return f"{wildcards.cell}-r{wildcards.repeat}"
+
+
+@in_one_line
+def videos_seen(wildcards):
+    """Nothing: Snakemake would take the videos' names for patterns, and compare their times."""
     made_with = {
         "window": BENCH.clips.window,
         "decoder": BENCH.dataset.decoder,
         "expected": BENCH.dataset.expected_videos,
     }
-    try:
-        current = manifest_is_current(Path(MANIFEST), BENCH.dataset.videos, **made_with)
-    except UserError as error:
-        sys.exit(str(error))
-    if not current or not stamp.exists():
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        stamp.write_text(f"{time.time_ns()}\n")  # Snakemake compares content too, if it can
-    return ancient(stamp) if current else stamp
+    if not manifest_is_current(Path(MANIFEST), BENCH.dataset.videos, **made_with):
+        again(MANIFEST)
+    return []
 
 
 def planned(wildcards):
     """What the config says of this run."""
-    return plan(BENCH, f"{wildcards.cell}-r{wildcards.repeat}")
+    return plan(BENCH, run_of(wildcards))
 
 
-def spec_of(wildcards):
-    """spec.json; its age counts only where the run beside it is of other content."""
-    folder = Path(f"{RUNS}/{wildcards.cell}-r{wildcards.repeat}")
-    spec = f"{folder}/spec.json"
-    current = is_current(planned(wildcards), folder, Path(MANIFEST))
-    return ancient(spec) if current else spec
+def fetched_by(wildcards):
+    """Nothing: packages are pinned."""
+    if not current.fetched(BENCH.dataset):
+        again(*FETCHED)
+    return []
 
 
+def latents_of(wildcards):
+    """The manifest they are made from."""
+    if os.path.exists(LATENTS) and not current.latents(BENCH, Path(LATENTS), Path(MANIFEST)):
+        again(LATENTS)
+    return MANIFEST
+
+
+def timed_for(target):
+    """Input function of a choice between implementations: it reads nothing."""
+
+    def inputs(wildcards):
+        path = choice_path(Path(RUNS), target)
+        if path.exists() and not current.choice(BENCH, target):
+            again(str(path))
+        return []
+
+    return inputs
+
+
+@in_one_line
+def manifest_of(wildcards):
+    """The manifest, whose content the spec names."""
+    planned(wildcards)  # refuses what is no run
+    if current.spec(BENCH, run_of(wildcards), Path(MANIFEST)):
+        return ancient(MANIFEST)
+    again(f"{RUNS}/{run_of(wildcards)}/spec.json")
+    return MANIFEST
+
+
+@in_one_line
 def choice_of(wildcards):
     """Where the implementation is to be chosen: what was found for the run's target."""
+    planned(wildcards)
     cell = CELLS[wildcards.cell]
-    auto = cell.implementation == "auto"
-    return ancient(choice_path(Path(RUNS), cell.target)) if auto else []
+    path = str(choice_path(Path(RUNS), cell.target))
+    if cell.implementation != "auto":
+        return []
+    return ancient(path) if current.choice(BENCH, cell.target) else path
 
 
+def to_measure(wildcards):
+    """Whether this run is to be trained; one asked for again by its cell or target is forced."""
+    answer, target = f"{RUNS}/{run_of(wildcards)}/run.json", CELLS[wildcards.cell].target
+    asked = not workflow.dag_settings.forceall and named_to_run(wildcards.cell, target)
+    stale = not current.measured(BENCH, run_of(wildcards), Path(MANIFEST))
+    if asked or stale:
+        again(answer)
+    return asked or stale or named_to_run(f"train_{target}") or answer in workflow.dag.forcefiles
+
+
+@in_one_line
+def spec_of(wildcards):
+    """spec.json. Of a run that is measured its age says nothing, and it may be missing."""
+    planned(wildcards)
+    spec = f"{RUNS}/{run_of(wildcards)}/spec.json"
+    if to_measure(wildcards):
+        return spec
+    # Snakemake would train behind a missing one, which `metrics` has made again.
+    return ancient(spec) if os.path.exists(spec) else []
+
+
+@in_one_line
 def data_of(wildcards):
-    """The latents' index, or the manifest in online mode. The spec carries their content.
-
-    Of a run that is yet to come they are plain inputs: Snakemake does not look for what is missing
-    behind an ancient one that is being made again, and would train with the next command only.
-    """
+    """The latents' index, or the manifest in online mode. The spec carries their content."""
+    planned(wildcards)
     data = LATENTS if CELLS[wildcards.cell].mode == "cached" else MANIFEST
-    there = os.path.exists(f"{RUNS}/{wildcards.cell}-r{wildcards.repeat}/run.json")
-    return ancient(data) if there else data
+    return data if to_measure(wildcards) else ancient(data)
 
 
-def sources(wildcards):
+def data_here():
+    """Manifest and latents that lie here, the manifest also where the videos do."""
+    manifest = os.path.exists(MANIFEST) or os.path.isdir(BENCH.dataset.videos)
+    return [MANIFEST] * manifest + [LATENTS] * os.path.exists(LATENTS)
+
+
+def sources_of(wildcards):
     """What online mode reads besides."""
     if CELLS[wildcards.cell].mode == "cached":
         return ""
     vae = "" if BENCH.vae.random else f" --vae {shlex.quote(BENCH.vae.weights)}"
     return f"--videos {shlex.quote(BENCH.dataset.videos)}{vae}"
+
+
+@in_one_line
+def measured_by(wildcards):
+    """run.json."""
+    planned(wildcards)
+    folder = f"{RUNS}/{run_of(wildcards)}"
+    if os.path.exists(f"{folder}/metrics.json") and not current.metrics(Path(folder), HARDWARE):
+        again(f"{folder}/metrics.json")
+    return f"{folder}/run.json"
 
 
 def metrics_of(cells):
@@ -82,16 +179,45 @@ def on_this_machine():
     return workflow.is_main_process and workflow.local_exec
 
 
-def missing(files):
-    return [file for file in files if not os.path.exists(file)]
+def plots_are_current():
+    return sources.plots_are_current(BENCH)
+
+
+def summary_is_current():
+    return sources.summary_is_current(BENCH, named(CONFIGS))
+
+
+def shown(wildcards):
+    """Metrics of every run of the targets in service; what shows less is made again."""
+    measured = metrics_of(BENCH.in_service)
+    whole = all(map(os.path.exists, measured))
+    if not (whole and plots_are_current()):
+        again(*PLOTTED)
+    if not (whole and summary_is_current()):
+        again(*SUMMARY)
+    return measured + data_here()
+
+
+@in_one_line
+def all_of(wildcards):
+    """Metrics of every run of the targets in service."""
+    if named_to_run("all") and not workflow.dag_settings.forceall:
+        cell = BENCH.baseline
+        raise UserError(
+            "`all` measures nothing itself, and forcing it measures nothing again. To measure "
+            f"again: snakemake -f {CELLS[cell].target} (a target), -f {cell} (a cell), -F "
+            "(everything, videos and latents too)"
+        )
+    return metrics_of(BENCH.in_service) + data_here()
 
 
 def asked_for(cells):
     """Input function of a name on the command line: refuses a target out of service."""
 
+    @in_one_line
     def inputs(wildcards):
         for cell in cells:
             require_in_service(BENCH, CELLS[cell].target)
-        return metrics_of(cells)
+        return metrics_of(cells) + data_here()
 
     return inputs

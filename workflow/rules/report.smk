@@ -1,10 +1,6 @@
 """Metrics -> plots and tables."""
 
-from xdimo.files import content_hash
-from xdimo.report import PLOTS, TABLES
-
-# report.html shows params: the config, which may hold what is nobody's business, is a digest there,
-# and what a command needs of it a resource.
+# report.html shows params: the config, which may hold what is nobody's business, is a resource.
 
 
 rule plot:
@@ -14,11 +10,11 @@ rule plot:
     output: PNG and SVG files
     """
     input:
-        metrics_of(BENCH.in_service),
+        shown,
     output:
         # `snakemake --report` shows pictures, and has the tables to open beside them.
-        [report(f"{RESULTS}/plots/{name}.png", category="Plots") for name in PLOTS],
-        [f"{RESULTS}/plots/{name}.svg" for name in PLOTS],
+        [report(path, category="Plots") for path in PLOTTED if path.endswith(".png")],
+        [path for path in PLOTTED if path.endswith(".svg")],
     log:
         f"{LOGS}/plot.log",
     localrule: True
@@ -26,8 +22,6 @@ rule plot:
         "../envs/xdimo.yaml"
     resources:
         config=text(FROM_CONFIG),
-    params:
-        title=content_hash(BENCH.title),
     shell:
         "python -m xdimo plot {resources.config} > {log:q} 2>&1"
 
@@ -35,16 +29,17 @@ rule plot:
 rule report:
     """Render the summary in both languages, and its data as CSV and JSON.
 
-    input: metrics of every run of the targets in service, history, peaks, the plots it links
-    output: summary files
+    input: metrics of every run of the targets in service, history, peaks, the plots it links, the
+        manifest
+    output: summary files, of which summary.json lists the content that they are made from
     """
     input:
-        metrics_of(BENCH.in_service),
-        history=BENCH.history,
-        hardware=BENCH.hardware,
+        shown,
+        history=ancient(BENCH.history),
+        hardware=ancient(BENCH.hardware),
         plots=rules.plot.output,
     output:
-        [report(f"{RESULTS}/{name}", category="Tables") for name in TABLES],
+        [report(path, category="Tables") for path in SUMMARY],
     log:
         f"{LOGS}/report.log",
     localrule: True
@@ -52,9 +47,5 @@ rule report:
         "../envs/xdimo.yaml"
     resources:
         config=text(FROM_CONFIG),
-    params:
-        bench=content_hash(BENCH.model_dump()),
-        # None when it runs; a summary rendered earlier, by hand or after a failure, is not the last.
-        missing=lambda wildcards: missing(metrics_of(BENCH.in_service)),
     shell:
         "python -m xdimo report {resources.config} > {log:q} 2>&1"

@@ -1,7 +1,7 @@
 """Spec -> run -> metrics, once a repeat of each cell."""
 
 from xdimo.files import canonical
-from xdimo.spec import choice_path, choice_plan, dataset_in, implementation_of
+from xdimo.spec import choice_path, choice_plan
 
 RETRIES = 2
 
@@ -13,7 +13,7 @@ rule spec:
     output: spec.json
     """
     input:
-        manifest=ancient(MANIFEST),
+        manifest=manifest_of,
         choice=choice_of,
     output:
         f"{RUNS}/{{cell}}-r{{repeat}}/spec.json",
@@ -24,8 +24,6 @@ rule spec:
         "../envs/xdimo.yaml"
     params:
         plan=lambda wildcards: canonical(planned(wildcards)),
-        dataset=lambda wildcards: dataset_in(MANIFEST),
-        implementation=lambda wildcards: implementation_of(planned(wildcards), Path(RUNS)),
         choice=lambda wildcards, input: (
             f"--choice {shlex.quote(input.choice)}" if input.choice else ""
         ),
@@ -51,6 +49,8 @@ for name, target in BENCH.targets.items():
             """
             name:
                 f"choose_{name}"
+            input:
+                timed_for(name),
             output:
                 choice_path(Path(RUNS), name),
             log:
@@ -113,7 +113,7 @@ for name, target in BENCH.targets.items():
             queued="--queued" if target.queue else "",
             tries=lambda wildcards: 1 + RETRIES if on_this_machine() else 1,
         params:
-            sources=sources,
+            sources=sources_of,
             hardware=BENCH.hardware,
         shell:
             "{resources.setup}"
@@ -147,12 +147,13 @@ for cell in CELLS:
 rule metrics:
     """Derive the numbers of one run; no GPU needed.
 
-    input: run.json, which names the log beside it; peaks
+    input: run.json, which names the log beside it; spec.json; peaks
     output: metrics.json
     """
     input:
-        run=f"{RUNS}/{{cell}}-r{{repeat}}/run.json",
-        hardware=BENCH.hardware,
+        run=measured_by,
+        spec=f"{RUNS}/{{cell}}-r{{repeat}}/spec.json",
+        hardware=ancient(BENCH.hardware),
     output:
         f"{RUNS}/{{cell}}-r{{repeat}}/metrics.json",
     log:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from xdimo.config import Hardware
 from xdimo.errors import UserError
-from xdimo.files import write_json
+from xdimo.files import content_hash, write_json
 from xdimo.measure import ceiling, telemetry
 from xdimo.measure.claims import TERA
 from xdimo.measure.records import Log, Record, read_run
@@ -53,6 +53,7 @@ def write(run_json: Path, hardware: Hardware, output: Path) -> dict[str, Any]:
         raise UserError(f"{run_json}: no such file")
     mark_named(run_json)  # also one that is refused: measured again, it is not taken once more
     metrics = derive(read_run(run_json.parent), hardware)
+    metrics["hardware"] = content_hash(hardware.model_dump())  # which peaks it was derived with
     write_json(output, metrics)
     return metrics
 

@@ -10,10 +10,8 @@ from xdimo.files import whole, write_json
 from xdimo.load import read_yaml
 from xdimo.measure.metrics import write as write_metrics
 from xdimo.report.plots import draw
+from xdimo.report.sources import RECORD
 from xdimo.report.summary import render, write
-
-# What a figure can be made again from; checkpoints and console output stay behind.
-KEPT = ("spec.json", "run.json", "attempts/*/run.json", "attempts/*/log.jsonl")
 
 
 def keep(bench: Bench, hardware: Hardware, folder: Path) -> list[Path]:
@@ -37,7 +35,7 @@ def keep(bench: Bench, hardware: Hardware, folder: Path) -> list[Path]:
         raise UserError(f"{source}: no run that has ended to keep")
     for run in runs:
         kept_run = folder / run.name
-        for pattern in KEPT:
+        for pattern in RECORD:  # checkpoints and console output stay behind
             for path in run.glob(pattern):
                 _copy(path, folder / path.relative_to(source))
         with suppress(UserError):  # a record that breaks a rule: the summary says which

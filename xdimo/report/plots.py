@@ -14,6 +14,7 @@ from xdimo.report.cells import Survey, survey
 from xdimo.report.lines import step_times
 from xdimo.report.look import STYLE
 from xdimo.report.roofline import roofline
+from xdimo.report.sources import drawn_from
 from xdimo.report.words import Words
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def draw(bench: Bench, hardware: Hardware, folder: Path, records: Path | None = 
     os.environ.pop("MPLBACKEND", None)  # a notebook's, which matplotlib would have to know
     from matplotlib import style
 
+    source = drawn_from(bench, records)
     view = survey(bench, hardware, records)
     font = cjk_font()
     # Latin in one font everywhere; another is asked only for what that one lacks.
@@ -53,10 +55,10 @@ def draw(bench: Bench, hardware: Hardware, folder: Path, records: Path | None = 
     # Not what a matplotlibrc of the user's says.
     with style.context(["default", {**STYLE, "font.family": family}]):
         for name in PLOTS:
-            written += _save(_plot(view, name, Words("en")), folder / name, ("png", "svg"))
+            written += _save(_plot(view, name, Words("en")), folder / name, ("png", "svg"), source)
             chinese = folder / f"{name}.zh"
             if font:
-                written += _save(_plot(view, name, Words("zh")), chinese, ("png",))
+                written += _save(_plot(view, name, Words("zh")), chinese, ("png",), source)
             else:
                 folder.joinpath(f"{name}.zh.png").unlink(missing_ok=True)
     return written
@@ -82,9 +84,12 @@ def _plot(view: Survey, name: str, words: Words) -> "Figure":
     return whole[name](view, words) if name in whole else bars(view, name, words)
 
 
-def _save(figure: "Figure", stem: Path, suffixes: Sequence[str]) -> list[Path]:
+def _save(figure: "Figure", stem: Path, suffixes: Sequence[str], source: str) -> list[Path]:
     # A date or a version in the file would make every drawing differ from the last.
-    metadata: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None}}
+    metadata = {
+        "png": {"Software": None, "Source": source},
+        "svg": {"Date": None, "Source": source},
+    }
     paths = []
     for suffix in suffixes:
         path = stem.with_name(f"{stem.name}.{suffix}")

@@ -1,5 +1,6 @@
 """The summary of a campaign: English, Chinese, CSV and JSON, all from one survey of its files."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from os.path import lexists
@@ -10,7 +11,7 @@ import pandas as pd
 
 from xdimo.config import Bench, Hardware
 from xdimo.errors import UserError
-from xdimo.files import write_json, write_text
+from xdimo.files import content_hash, text_hash, write_json, write_text
 from xdimo.measure import claims
 from xdimo.measure.claims import TERA
 from xdimo.model.flops import model_flops, parameters, tokens_per_frame
@@ -18,6 +19,7 @@ from xdimo.report import PLOTS, export, figures, provenance, tables, trust
 from xdimo.report.cells import CellState, Survey, survey
 from xdimo.report.markdown import inline, link
 from xdimo.report.scaling import scaling_table
+from xdimo.report.sources import made_from
 from xdimo.report.words import Words
 
 HISTORY_COLUMNS = [
@@ -45,6 +47,7 @@ class Summary:
     zh: str
     csv: str  # a row a cell, twins too
     data: dict[str, Any]  # summary.json
+    made_from: dict[str, Any]  # xdimo.report.sources
 
 
 def render(
@@ -55,6 +58,7 @@ def render(
     ``config_path``: as a person types it; the commands show it. ``records``: a folder that
     ``xdimo keep`` wrote, read instead of the config's own runs.
     """
+    source = made_from(bench, config_path, records)
     view = survey(bench, hardware, records)
     past, bad_history = _past(Path(bench.history))
     cells = [export.cell_data(view, cell) for cell in view.cells.values()]
@@ -63,15 +67,25 @@ def render(
         zh=_document(view, past, bad_history, config_path, Words("zh")),
         csv=pd.json_normalize(cells).to_csv(index=False, lineterminator="\n"),
         data=export.data(view, past, cells, _definitions(bench, Words("en"))),
+        made_from=source,
     )
 
 
 def write(summary: Summary, folder: Path) -> None:
-    """summary.md, summary.zh.md, summary.csv and summary.json, each whole or not at all."""
-    write_text(folder / "summary.zh.md", summary.zh)
-    write_text(folder / "summary.csv", summary.csv)
-    write_json(folder / "summary.json", summary.data)
-    write_text(folder / "summary.md", summary.en)
+    """summary.md, summary.zh.md, summary.csv and summary.json, each whole or not at all.
+
+    The last has the hashes of all, so that another's file among them, or an edited one, is noticed.
+    """
+    texts = {"summary.zh.md": summary.zh, "summary.csv": summary.csv, "summary.md": summary.en}
+    hashes = {name: text_hash(text) for name, text in texts.items()}
+    whole = {**summary.data, "made_from": summary.made_from}
+    data = json.loads(json.dumps(whole))  # as it will be read
+    write_json(
+        folder / "summary.json",
+        {**data, "tables": {**hashes, "summary.json": content_hash(data)}},
+    )
+    for name, text in texts.items():
+        write_text(folder / name, text)
 
 
 def _past(history: Path) -> tuple[list[claims.Row], str | None]:

@@ -46,6 +46,7 @@ def choose(plan: ChoicePlan, hardware: Hardware, output: Path) -> dict[str, Any]
         raise UserError(f"{probe.target}: no implementation runs; reference: {why}")
     choice = {
         "schema": SCHEMA,
+        "plan": plan.hash,
         "campaign": probe.campaign,
         "target": probe.target,
         "precision": probe.precision,

@@ -1,0 +1,151 @@
+"""Whether what lies there is what the config asks for now, by content: files' times say nothing.
+
+The workflow asks this of each file, and makes again what is not current.
+"""
+
+from functools import cache
+from pathlib import Path
+
+from xdimo.config import Bench, Dataset, Hardware
+from xdimo.data.vae import locate
+from xdimo.errors import UserError
+from xdimo.files import content_hash, file_hash, read_json
+from xdimo.load import parse
+from xdimo.spec import (
+    RunSpec,
+    choice_path,
+    choice_plan,
+    chosen_in,
+    dataset_in,
+    filled,
+    latents_name,
+    plan,
+    read_spec,
+    shape,
+)
+
+# What metrics.json repeats of the run.json it was derived from.
+_REPEATED = ("spec", "outcome", "reason", "attempt", "log_sha256")
+_UNREADABLE = (UserError, AttributeError, KeyError, TypeError, ValueError, OSError)
+
+
+def receipt(dataset: Dataset) -> Path:
+    """Beside fetched videos: the hash of what asked for them."""
+    return Path(dataset.videos) / ".fetched"
+
+
+def fetched(dataset: Dataset) -> bool:
+    """Whether the videos were fetched as the config says; True where nothing tells."""
+    there = receipt(dataset)
+    asked = content_hash(dataset.model_dump(include={"fetch"}))
+    return not there.exists() or there.read_text(encoding="utf-8") == asked
+
+
+def latents(bench: Bench, index: Path, manifest: Path) -> bool:
+    """Whether the index names latents of this dataset, VAE and transform, and its shards are there.
+
+    What is not known here, a dataset without manifest or a VAE without weights, counts as the same.
+    """
+    try:
+        found = read_json(index)
+        dataset = _dataset(manifest) or found["dataset"]
+        vae = {"id": _vae_id(bench) or found["vae"]["id"], **shape(bench.vae)}
+        asked = latents_name(dataset, vae, bench.clips.size, bench.clips.flip)
+        shards = [index.parent / found["folder"] / shard["file"] for shard in found["shards"]]
+    except _UNREADABLE:
+        return False
+    return bool(found["name"] == asked and all(shard.exists() for shard in shards))
+
+
+def choice(bench: Bench, target: str) -> bool:
+    """Whether what was chosen for a target was timed as the config says, at all its batches."""
+    asked = choice_plan(bench, target)
+    try:
+        found = read_json(choice_path(Path(bench.runs_folder), target))
+        timed = {int(clips) for clips in found["variants"]}
+        # Choices of earlier versions do not name their plan.
+        alike = [found[key] == asked.run[key] for key in ("campaign", "target", "precision")]
+        alike += [found.get("plan", asked.hash) == asked.hash]
+    except _UNREADABLE:
+        return False
+    return all(alike) and timed >= set(asked.clips_per_gpu)
+
+
+def spec_hash(bench: Bench, run: str, manifest: Path) -> str | None:
+    """Of the spec that config and data ask for. None: a part of it is not known here.
+
+    A dataset without manifest, a VAE whose weights lie elsewhere and an implementation that has not
+    been chosen yet are those of the spec that lies there.
+    """
+    planned, folder = plan(bench, run), Path(bench.runs_folder)
+    own = _spec(folder / run)
+    implementation = planned["implementation"]
+    target, clips = planned["target"], planned["clips_per_gpu"]
+    if implementation is None and choice(bench, target):
+        implementation = chosen_in(choice_path(folder, target), clips)
+    parts = (
+        _dataset(manifest) or (own and own.data.dataset),
+        _vae_id(bench) or (own and own.vae.id),
+        implementation or (own and own.implementation),
+    )
+    if None in parts:
+        return None
+    return parse(RunSpec, filled(planned, *parts)).hash  # type: ignore[arg-type]
+
+
+def spec(bench: Bench, run: str, manifest: Path) -> bool:
+    """Whether the spec that lies there is the one that is asked for."""
+    own = _spec(Path(bench.runs_folder) / run)
+    return own is not None and own.hash == spec_hash(bench, run, manifest)
+
+
+def measured(bench: Bench, run: str, manifest: Path) -> bool:
+    """Whether a run has ended that is of the spec asked for, as far as that is known."""
+    folder = Path(bench.runs_folder) / run
+    if not (folder / "run.json").exists():
+        return False
+    asked = spec_hash(bench, run, manifest)
+    try:
+        return asked in (None, read_json(folder / "run.json")["spec"])
+    except _UNREADABLE:
+        # It cannot be read, which its row says; the spec beside it tells what it was of.
+        return spec(bench, run, manifest)
+
+
+def metrics(folder: Path, hardware: Hardware) -> bool:
+    """Whether metrics.json was derived from the run.json beside it, with these peaks."""
+    try:
+        run, found = read_json(folder / "run.json"), read_json(folder / "metrics.json")
+        same = all(run[key] == found[key] for key in _REPEATED)
+        return same and found.get("hardware") == content_hash(hardware.model_dump())
+    except _UNREADABLE:
+        return False
+
+
+def _spec(folder: Path) -> RunSpec | None:
+    try:
+        return read_spec(folder / "spec.json")
+    except _UNREADABLE:
+        return None
+
+
+def _dataset(manifest: Path) -> str | None:
+    try:
+        return dataset_in(manifest)
+    except _UNREADABLE:
+        return None
+
+
+def _vae_id(bench: Bench) -> str | None:
+    if bench.vae.random:
+        return f"random:{bench.vae.seed}"
+    return _weights_hash(bench.vae.weights)
+
+
+@cache
+def _weights_hash(folder: str) -> str | None:
+    """None where the weights do not lie on this machine. A third of a second for 335 MB."""
+    try:
+        return file_hash(locate(Path(folder))[1])
+    except _UNREADABLE:
+        return None
