@@ -77,6 +77,14 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/report.smk"
 
 
+rule unknown:
+    """What is typed and no name of a target, cell or step: refused, with what was meant."""
+    input:
+        of_no_rule,
+    output:
+        "{name,[^/.]+}",
+
+
 # A queue may give another host the next time. Here `launch` itself tries again what may end better,
 # and what it refuses is refused once.
 onstart:

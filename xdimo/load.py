@@ -21,7 +21,8 @@ Kind = TypeVar("Kind", bound=BaseModel)
 SECRET = frozenset({"TOKEN", "KEY", "SECRET", "PASSWORD"})
 
 # Targets are asked for by name, beside the workflow's own names.
-RULES = frozenset({"all", "fetch", "manifest", "latents", "spec", "metrics", "plot", "report"})
+STEPS = frozenset({"all", "fetch", "manifest", "latents", "spec", "metrics", "plot", "report"})
+RULES = STEPS | {"unknown"}
 
 
 _TAG = "tag:yaml.org,2002:"

@@ -1,5 +1,6 @@
 """The spec of a run: self-contained, named by content, holding only what changes the run."""
 
+import difflib
 import os
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -27,7 +28,7 @@ from xdimo.config import (
 from xdimo.errors import UserError
 from xdimo.files import content_hash, file_hash, read_json
 from xdimo.implementations import IMPLEMENTATIONS, Device, Name, Precision
-from xdimo.load import naming, parse
+from xdimo.load import STEPS, naming, parse
 
 SCHEMA = 1
 TRANSFORM = 1  # of xdimo.data.transform: raised when the same video gives other pixels
@@ -266,8 +267,24 @@ def shape(vae: Vae) -> dict[str, Any]:
 def cell_named(bench: Bench, name: str) -> Cell:
     cell = bench.cells.get(name) or bench.twins.get(name)
     if cell is None:
-        raise UserError(f"{name!r} is no cell; allowed: {', '.join([*bench.cells, *bench.twins])}")
+        raise UserError(no_target(bench, name))
     return cell
+
+
+def no_target(bench: Bench, name: str) -> str:
+    """Why nothing is called ``name``, and what was meant."""
+    for cell in bench.cells:
+        if name == f"{cell}-{bench.latents.mode}":
+            return f"no target {name}; data mode {bench.latents.mode} is the config's own: {cell}"
+        if name == f"{cell}-reference" and bench.train.implementation == "reference":
+            return f"no target {name}; the config's implementation is the reference: {cell}"
+    cells = [*bench.cells, *bench.twins]
+    steps = [f"{step}_{target}" for step in ("train", "choose") for target in bench.targets]
+    near = difflib.get_close_matches(name, [*bench.targets, *cells, *steps, *sorted(STEPS)], n=3)
+    meant = f"; did you mean {' or '.join(near)}?" if near else ""
+    return (
+        f"no target {name}{meant}\ntargets: {', '.join(bench.targets)}; cells: {', '.join(cells)}"
+    )
 
 
 def require_in_service(bench: Bench, target: str) -> None:

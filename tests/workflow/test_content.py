@@ -153,6 +153,13 @@ def test_a_name_that_is_forced_is_measured_again(
     ("typed", "line"),
     [
         ("-f", "To measure again: snakemake -f cpu_1 (a target), -f cpu_1-bs1 (a cell), -F"),
+        ("cpu_3", "no target cpu_3; did you mean cpu_2 or cpu_1?"),
+        ("-R train_cpu3 -- all", "no target train_cpu3; did you mean train_cpu_2 or train_cpu_1?"),
+        (
+            "cpu_1-bs1-reference",
+            "no target cpu_1-bs1-reference; the config's implementation is the reference",
+        ),
+        ("results/runs/test/cpu_1-bs8-r1/run.json", "no target cpu_1-bs8; did you mean cpu_1-bs2"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(moved: Path, typed: str, line: str) -> None:

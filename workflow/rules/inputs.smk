@@ -11,7 +11,7 @@ from xdimo import current
 from xdimo.data.videos import is_current as manifest_is_current
 from xdimo.load import load_hardware
 from xdimo.report import TABLES, sources
-from xdimo.spec import choice_path, plan, require_in_service
+from xdimo.spec import choice_path, no_target, plan, require_in_service
 from xdimo.verbs import named
 
 CELLS = BENCH.cells | BENCH.twins
@@ -221,3 +221,11 @@ def asked_for(cells):
         return metrics_of(cells) + data_here()
 
     return inputs
+
+
+@in_one_line
+def of_no_rule(wildcards):
+    """What is asked for and made by nothing, whether a file of that name or a slip."""
+    if os.path.exists(wildcards.name):
+        return f"{wildcards.name}/nothing makes this file"
+    raise UserError(no_target(BENCH, wildcards.name))
