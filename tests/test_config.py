@@ -11,6 +11,7 @@ from tests.conftest import ROOT, SMALL
 from xdimo.config import Bench, reference_table
 from xdimo.errors import UserError
 from xdimo.load import load, load_hardware
+from xdimo.report.cells import survey
 
 
 def test_matrix_is_the_one_of_the_first_benchmark() -> None:
@@ -73,6 +74,37 @@ def test_a_target_set_to_null_is_left_out(tmp_path: Path) -> None:
     over.write_text("targets: {h100_1: null}\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"latents\.target: 'h100_1' is no target; allowed: h100_2"):
         load([ROOT / "config/lent.yaml", over], HERE)
+
+
+def test_what_a_site_need_not_say_has_a_default(tmp_path: Path) -> None:
+    config = copy.deepcopy(SMALL)
+    for key in ("gpus_total", "gpus_free", "baseline_variant"):
+        del config["targets"]["cpu_2"][key]
+    hardware = yaml.safe_load((ROOT / "config/hardware.yaml").read_text())
+    del hardware["cards"]["cpu"]["sources"]
+    config["hardware"] = str(tmp_path / "hardware.yaml")
+    (tmp_path / "hardware.yaml").write_text(yaml.safe_dump(hardware))
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
+    target = load(tmp_path / "small.yaml").targets["cpu_2"]
+    assert (target.gpus_total, target.gpus_free, target.baseline_variant) == (2, 2, 1)
+    wrong = {"targets": {"cpu_2": {"gpus": "two", "variants": []}}}
+    with pytest.raises(UserError, match=r"cpu_2\.gpus: .*not 'two' \(and 1 more: \S+variants\)"):
+        load(tmp_path / "small.yaml", wrong)
+
+
+def test_title_and_demo_are_of_the_last_file_alone(tmp_path: Path) -> None:
+    demo, mine = ROOT / "config/demo.yaml", tmp_path / "mine.yaml"
+    mine.write_text("campaign: mine\nmodel: {depth: 6}\n")
+    assert load(demo, HERE).demo
+    assert not load([demo, mine], HERE).demo
+    assert load([demo, ROOT / "config/faces.yaml"], HERE).demo
+    lent = ROOT / "config/lent.yaml"
+    assert load(lent, HERE).title is not None
+    mine.write_text("campaign: mine\nmodel: {size: L/2}\n")
+    bench = load([lent, mine], HERE)
+    assert bench.title is None
+    heading = survey(bench, load_hardware(bench.hardware), tmp_path).heading
+    assert heading == f"XDiMo: Latte-L/2 with 4 experts (top-2) on {bench.dataset.name}"
 
 
 def test_the_dense_model_goes_over_the_lent_cards() -> None:

@@ -215,6 +215,21 @@ class Train(Strict):
     )
 
 
+def _as_gpus(known: dict[str, Any]) -> int:
+    """as `gpus`"""
+    return int(known["gpus"])
+
+
+def _as_total(known: dict[str, Any]) -> int:
+    """as `gpus_total`"""
+    return int(known["gpus_total"])
+
+
+def _first_variant(known: dict[str, Any]) -> int:
+    """the first of `variants`"""
+    return int(known["variants"][0])
+
+
 class Target(Strict):
     card: str = Field(description="its entry in hardware.yaml")
     device: Device = Field("cuda", description="cpu = processes instead of GPUs")
@@ -224,8 +239,12 @@ class Target(Strict):
         description="the submission's option for GPUs, {n} = their number; null = the dialect's; "
         "`-R rusage[ngpus={n}]` where cards are a numeric resource (LSF 9, OpenLava)",
     )
-    gpus_total: Positive = Field(description="cards of this type at the site")
-    gpus_free: int = Field(ge=0, description="of those, not taken by others")
+    gpus_total: Positive = Field(
+        default_factory=_as_gpus, description="cards of this type at the site"
+    )
+    gpus_free: int = Field(
+        default_factory=_as_total, ge=0, description="of those, not taken by others"
+    )
     queue: Word | None = Field(None, description="the scheduler's queue; null = this machine")
     hosts: list[Host] = Field([], description="the scheduler's nodes of this target")
     enabled: bool = Field(True, description="false = out of service, not run")
@@ -241,7 +260,9 @@ class Target(Strict):
         "secrets: records keep them",
     )
     variants: list[Positive] = Field(min_length=1, description="clips per GPU, one cell each")
-    baseline_variant: Positive = Field(description="the variant of the main table")
+    baseline_variant: Positive = Field(
+        default_factory=_first_variant, description="the variant of the main table"
+    )
 
 
 class Queue(Strict):
@@ -288,7 +309,7 @@ class Card(Strict):
     tensor_accumulate: str | None = Field(None, description="accumulator type of it")
     memory_gb: float | None = Field(None, gt=0, description="10^9 bytes")
     bandwidth_gb_s: float | None = Field(None, gt=0, description="10^9 bytes a second")
-    sources: dict[str, str] = Field(description="where each figure comes from")
+    sources: dict[str, str] = Field({}, description="where each figure comes from")
 
 
 class Hardware(Strict):
@@ -318,7 +339,9 @@ class Bench(Strict):
     """The whole benchmark."""
 
     campaign: Name = Field(description="name of this measurement of the matrix")
-    title: str = Field("XDiMo training benchmark", description="heading of summary and plots")
+    title: str | None = Field(
+        None, description="heading of summary and plots; null = named by model and dataset"
+    )
     demo: bool = Field(False, description="the summary's first line says it is the demo")
     results: Pattern = Field("results", description="folder of runs, summary and plots")
     hardware: Pattern = Field("config/hardware.yaml", description="file of cards and peaks")
@@ -419,7 +442,10 @@ def reference_table() -> str:
     """Markdown table of every key, its default and meaning, as config/README.md has it."""
     rows = ["| key | default | meaning |", "| --- | --- | --- |"]
     for path, field in _leaves(Bench, ""):
-        default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
+        if field.default_factory:
+            default = field.default_factory.__doc__
+        else:
+            default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
         rows.append(f"| `{path}` | {default} | {field.description} |")
     return "\n".join(rows)
 

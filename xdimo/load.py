@@ -90,6 +90,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def load(files: str | Path | Sequence[str | Path], over: Mapping[str, Any] | None = None) -> Bench:
     """The benchmark that one file describes, or several, later ones replacing single values.
 
+    ``title`` and ``demo`` are of the last file alone.
     ``over`` replaces values in the same way (Snakemake's ``--config``).
     Raises UserError: one line, with the file, the path of the key and what is allowed.
     """
@@ -98,7 +99,9 @@ def load(files: str | Path | Sequence[str | Path], over: Mapping[str, Any] | Non
     for path in paths:
         above = read_yaml(path)
         with naming(path):
-            value = _laid_over(value, above)
+            # They say what the file below is, and this makes something else of it.
+            below = {key: value[key] for key in value if key not in ("title", "demo")}
+            value = _laid_over(below, above)
     with naming(" + ".join(map(str, paths))):
         value = _laid_over(value, over or {})
         _check_text(value)
@@ -179,8 +182,10 @@ def parse(kind: type[Kind], value: Any, typed_in: Mapping[str, Any] | None = Non
 
 
 def _explain(kind: type[BaseModel], error: ValidationError, typed_in: Mapping[str, Any]) -> str:
+    # What a wrong key is the default of is no mistake of its own.
+    told = (one for one in error.errors() if one["type"] != "default_factory_not_called")
     # A misspelt key says more than the missing one it leaves behind.
-    first, *others = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    first, *others = sorted(told, key=lambda one: one["type"] != "extra_forbidden")
     where = [part for part in first["loc"] if part != "[key]"]
     path = ".".join(str(part) for part in where)
     if first["type"] == "extra_forbidden":

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from xdimo.config import Bench, Cell, Hardware
+from xdimo.config import Bench, Cell, Hardware, dimensions
 from xdimo.errors import UserError
 from xdimo.files import read_json
 from xdimo.load import naming, parse
@@ -120,6 +120,17 @@ class Survey:
     @property
     def runs(self) -> list[Run]:
         return [run for cell in self.cells.values() for run in cell.runs] + list(self.unplanned)
+
+    @property
+    def heading(self) -> str:
+        """The config's title, or what model and dataset are."""
+        bench, model = self.bench, self.bench.model
+        depth, width, _ = dimensions(model)
+        name = f"Latte-{model.size}" if model.size else f"Latte of {depth} blocks, width {width},"
+        experts = (
+            f"{model.experts} experts (top-{model.top_k})" if model.experts > 1 else "no experts"
+        )
+        return bench.title or f"XDiMo: {name} with {experts} on {bench.dataset.name}"
 
     def variants(self, target: str) -> list[CellState]:
         """The target's cells in the matrix, twins apart."""

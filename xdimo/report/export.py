@@ -41,7 +41,7 @@ def data(
     return {
         "schema": 1,
         "campaign": bench.campaign,
-        "title": bench.title,
+        "title": view.heading,
         "demo": bench.demo,
         "baseline": bench.baseline,
         "definitions": definitions,

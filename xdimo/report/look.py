@@ -41,7 +41,7 @@ def canvas(height: float) -> "Figure":
 
 def headline(figure: "Figure", view: Survey, text: str) -> None:
     """The campaign's title, as it is written, and what the plot shows."""
-    title = f"{view.bench.title}\n{text}"
+    title = f"{view.heading}\n{text}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, parse_math=False)
 
 

@@ -108,7 +108,7 @@ def _document(
     done, by_name = _done(view, bench.cells), _done(view, bench.twins)
     parts = [
         *([words("demo")] if bench.demo else []),
-        f"# {inline(bench.title)}",
+        f"# {inline(view.heading)}",
         words("campaign", campaign=bench.campaign, done=done, runs=planned),
         *([words("campaign_twins", done=by_name)] if by_name else []),
         words("other_language"),
