@@ -9,7 +9,8 @@ import pytest
 from tests.conftest import DATASET, spec_of
 from xdimo import current
 from xdimo.config import Bench, Vae
-from xdimo.files import write_json
+from xdimo.files import content_hash, write_json
+from xdimo.load import load_hardware
 from xdimo.spec import choice_plan, latents_name, shape
 
 RUN = "cpu_1-bs1-r1"
@@ -34,7 +35,8 @@ def _with(bench: Bench, section: str, **values: Any) -> Bench:
 def _measured(bench: Bench) -> Path:
     spec, folder = spec_of(bench, RUN), Path(bench.runs_folder) / RUN
     write_json(folder / "spec.json", spec.to_json())
-    write_json(folder / "run.json", {"spec": spec.hash})
+    write_json(folder / "run.json", {"spec": spec.hash, "log": "log.jsonl"})
+    (folder / "log.jsonl").touch()
     return folder
 
 
@@ -48,6 +50,9 @@ def test_a_run_is_of_the_content_asked_for(bench: Bench, manifest: Path) -> None
     (folder / "spec.json").unlink()
     assert not current.spec(bench, RUN, manifest)
     assert current.measured(bench, RUN, manifest)
+    (folder / "log.jsonl").rename(folder / "elsewhere")
+    assert not current.measured(bench, RUN, manifest)
+    (folder / "elsewhere").rename(folder / "log.jsonl")
     write_json(manifest, {"dataset": "sha256:" + "1" * 64})
     assert not current.measured(bench, RUN, manifest)
 
@@ -129,6 +134,18 @@ def test_a_choice_is_of_the_plan_asked_for(
     assert current.choice(_with(auto, "train", seed=1), "cpu_1") == expected
     path.write_text(json.dumps({key: value for key, value in choice.items() if key != "plan"}))
     assert current.choice(auto, "cpu_1")
+
+
+def test_metrics_are_of_their_run_and_of_these_peaks(bench: Bench, tmp_path: Path) -> None:
+    hardware = load_hardware(bench.hardware)
+    run = {"spec": "s", "outcome": "ok", "reason": None, "attempt": 1, "log_sha256": "l"}
+    made = {**run, "hardware": content_hash(hardware.model_dump())}
+    write_json(tmp_path / "run.json", run)
+    write_json(tmp_path / "metrics.json", made)
+    assert current.metrics(tmp_path, hardware)
+    for change in ({"attempt": 2}, {"log_sha256": "m"}, {"hardware": "h"}):
+        write_json(tmp_path / "metrics.json", made | change)
+        assert not current.metrics(tmp_path, hardware)
 
 
 def test_fetched_videos_are_of_the_packages_asked_for(bench: Bench, tmp_path: Path) -> None:

@@ -170,3 +170,16 @@ def test_documents_link_to_files_that_exist() -> None:
     for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "config/README.md"]:
         for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text()):
             assert (path.parent / link).exists(), f"{path.name}: {link}"
+
+
+def test_documented_commands_need_no_quotes_and_no_dashes() -> None:
+    """A forgotten quote or -- ends in a traceback before the Snakefile is read."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "config").iterdir()]
+    commands = [
+        command
+        for page in pages
+        for command in re.findall(r"\bsnakemake -?\w[^`\n#]*", page.read_text(encoding="utf-8"))
+    ]
+    assert len(commands) > 20
+    risky = re.compile(r"--config |-R | -- |[\"'{]")
+    assert [command for command in commands if risky.search(command)] == []

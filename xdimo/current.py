@@ -100,13 +100,16 @@ def spec(bench: Bench, run: str, manifest: Path) -> bool:
 
 
 def measured(bench: Bench, run: str, manifest: Path) -> bool:
-    """Whether a run has ended that is of the spec asked for, as far as that is known."""
+    """Whether a run has ended that is of the spec asked for, as far as that is known, and its log
+    is there.
+    """
     folder = Path(bench.runs_folder) / run
     if not (folder / "run.json").exists():
         return False
     asked = spec_hash(bench, run, manifest)
     try:
-        return asked in (None, read_json(folder / "run.json")["spec"])
+        ran = read_json(folder / "run.json")
+        return asked in (None, ran["spec"]) and (folder / (ran["log"] or "")).exists()
     except _UNREADABLE:
         # It cannot be read, which its row says; the spec beside it tells what it was of.
         return spec(bench, run, manifest)

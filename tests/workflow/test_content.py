@@ -88,6 +88,11 @@ CHANGES: dict[str, tuple[Callable[[Path], object], dict[str, int]]] = {
     ),
     "csv deleted": (_without("results/summary.csv"), {"report": 1}),
     "summary of another campaign": (_of_another_campaign, SHOWN),
+    "log deleted": (_without(f"{ONE}/attempts"), {"train_cpu_1": 1, "metrics": 1, **SHOWN}),
+    "manifest and latents deleted": (
+        _without("results/data"),
+        {"manifest": 1, "spec": 3, "metrics": 3, **SHOWN},
+    ),
     "latents of another dataset": (
         _replaced("results/data/latents/index.json", '"name": "sha256:', '"name": "sha256:0'),
         {"latents": 1, **SHOWN},

@@ -99,7 +99,7 @@ def timed_for(target):
 @in_one_line
 def manifest_of(wildcards):
     """The manifest, whose content the spec names."""
-    planned(wildcards)  # refuses what is no run
+    planned(wildcards)
     if current.spec(BENCH, run_of(wildcards), Path(MANIFEST)):
         return ancient(MANIFEST)
     again(f"{RUNS}/{run_of(wildcards)}/spec.json")
@@ -127,23 +127,26 @@ def to_measure(wildcards):
     return asked or stale or named_to_run(f"train_{target}") or answer in workflow.dag.forcefiles
 
 
+def read_by(wildcards, file):
+    """An input of this run's training. Where that is done the file's age says nothing, and it may
+    be missing: behind a missing one that is made again Snakemake would train.
+    """
+    planned(wildcards)  # refuses what is no run
+    if to_measure(wildcards):
+        return file
+    return ancient(file) if os.path.exists(file) else []
+
+
 @in_one_line
 def spec_of(wildcards):
-    """spec.json. Of a run that is measured its age says nothing, and it may be missing."""
-    planned(wildcards)
-    spec = f"{RUNS}/{run_of(wildcards)}/spec.json"
-    if to_measure(wildcards):
-        return spec
-    # Snakemake would train behind a missing one, which `metrics` has made again.
-    return ancient(spec) if os.path.exists(spec) else []
+    return read_by(wildcards, f"{RUNS}/{run_of(wildcards)}/spec.json")
 
 
 @in_one_line
 def data_of(wildcards):
     """The latents' index, or the manifest in online mode. The spec carries their content."""
-    planned(wildcards)
-    data = LATENTS if CELLS[wildcards.cell].mode == "cached" else MANIFEST
-    return data if to_measure(wildcards) else ancient(data)
+    cached = wildcards.cell not in CELLS or CELLS[wildcards.cell].mode == "cached"
+    return read_by(wildcards, LATENTS if cached else MANIFEST)
 
 
 def data_here():
@@ -227,5 +230,5 @@ def asked_for(cells):
 def of_no_rule(wildcards):
     """What is asked for and made by nothing, whether a file of that name or a slip."""
     if os.path.exists(wildcards.name):
-        return f"{wildcards.name}/nothing makes this file"
+        return f"{wildcards.name}.made by nothing"
     raise UserError(no_target(BENCH, wildcards.name))

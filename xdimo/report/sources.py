@@ -43,12 +43,15 @@ def _hashes(bench: Bench, records: Path | None) -> dict[str, str]:
 
 
 def _hashed(files: dict[str, Path]) -> dict[str, str]:
-    return {name: _hash(path) for name, path in files.items() if path.exists()}
+    hashes = {name: _hash(path) for name, path in files.items()}
+    return {name: found for name, found in hashes.items() if found is not None}
 
 
-def _hash(path: Path) -> str:
+def _hash(path: Path) -> str | None:
     try:
         return file_hash(path)
+    except FileNotFoundError:
+        return None
     except OSError as error:
         return f"unreadable: {error.strerror}"
 
