@@ -157,7 +157,7 @@ def test_a_name_that_is_forced_is_measured_again(
 @pytest.mark.parametrize(
     ("typed", "line"),
     [
-        ("-f", "To measure again: snakemake -f cpu_1 (a target), -f cpu_1-bs1 (a cell), -F"),
+        ("-f", "such as: snakemake -f cpu_1-bs1 --configfile small.yaml"),
         ("cpu_3", "no target cpu_3; did you mean cpu_2 or cpu_1?"),
         ("-R train_cpu3 -- all", "no target train_cpu3; did you mean train_cpu_2 or train_cpu_1?"),
         (

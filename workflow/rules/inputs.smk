@@ -207,9 +207,9 @@ def all_of(wildcards):
     if named_to_run("all") and not workflow.dag_settings.forceall:
         cell = BENCH.baseline
         raise UserError(
-            "`all` measures nothing itself, and forcing it measures nothing again. To measure "
-            f"again: snakemake -f {CELLS[cell].target} (a target), -f {cell} (a cell), -F "
-            "(everything, videos and latents too)"
+            "`all` measures nothing itself, and forcing it measures nothing again. Measure again "
+            f"a target with -f {CELLS[cell].target}, a cell with -f {cell}, everything (videos and "
+            f"latents too) with -F, such as: snakemake -f {cell} --configfile {shlex.join(CONFIGS)}"
         )
     return metrics_of(BENCH.in_service) + data_here()
 
