@@ -181,5 +181,5 @@ def test_documented_commands_need_no_quotes_and_no_dashes() -> None:
         for command in re.findall(r"\bsnakemake -?\w[^`\n#]*", page.read_text(encoding="utf-8"))
     ]
     assert len(commands) > 20
-    risky = re.compile(r"--config |-R | -- |[\"'{]")
+    risky = re.compile(r"--config |-R \S+ \S| -- |[\"'{]")
     assert [command for command in commands if risky.search(command)] == []
