@@ -28,10 +28,10 @@ from xdimo.load import load, load_hardware
 from xdimo.model.flops import model_flops
 from xdimo.spec import RunSpec, plan, resolve
 from xdimo.train import loop
+from xdimo.train.failure import first_line
 from xdimo.train.ledger import KERNELS, PARTS, kernel_kind
 from xdimo.train.meter import Clock
 from xdimo.train.profiled import window
-from xdimo.train.rank import first_line
 from xdimo.train.step import EAGER_STEPS
 from xdimo.train.timing import parts, random_batch, step_s
 

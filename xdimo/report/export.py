@@ -58,7 +58,10 @@ def data(
             "excluded": [video.model_dump() for video in excluded_videos(manifest)],
         },
         "vae_random": bench.vae.random,
-        "code": [{**code.model_dump(exclude_defaults=True), "runs": names} for code, names in codes(view).items()],
+        "code": [
+            {**code.model_dump(exclude_defaults=True), "runs": names}
+            for code, names in codes(view).items()
+        ],
     }
 
 
