@@ -1,1 +1,1 @@
-"""One run: launch, loop, checkpoint, record."""
+"""One run: launch, worker, loop, step, checkpoint."""

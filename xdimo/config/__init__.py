@@ -1,0 +1,1 @@
+"""The configuration: its keys, and how YAML files become one checked object."""

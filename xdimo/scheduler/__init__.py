@@ -1,0 +1,1 @@
+"""The queue: what to submit when, and what became of it. No Snakemake here."""

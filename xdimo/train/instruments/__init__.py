@@ -1,0 +1,1 @@
+"""What a run measures of itself: cards, step times, settings, shares of a step."""
