@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, workflow.basedir)
 
 from xdimo.errors import UserError
-from xdimo.load import load, typed
+from xdimo.config.load import load, typed
 
 # Files given with --configfile, later ones replacing single values, and then --config.
 CONFIGS = [os.path.relpath(path) for path in workflow.configfiles] or ["config/config.yaml"]

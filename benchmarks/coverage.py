@@ -20,8 +20,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import series  # noqa: E402 -- the tests' kinds of runs
 
-from xdimo.measure import steady  # noqa: E402
-from xdimo.measure.throughput import throughput  # noqa: E402
+from xdimo.analysis import steady  # noqa: E402
+from xdimo.analysis.throughput import throughput  # noqa: E402
 
 RUNS = 1000
 BATCHES = 20

@@ -20,13 +20,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.cluster import slurm as slurms
 from tests.cluster.place import place, tally
 from tests.cluster.trouble import at_random
-from xdimo.cluster.admission import Limits
-from xdimo.cluster.dialects import JH
-from xdimo.cluster.ledger import Ledger
-from xdimo.cluster.site import Answer, Site
-from xdimo.cluster.spool import Spool
-from xdimo.cluster.work import Rules, Work
-from xdimo.load import load
+from xdimo.config.load import load
+from xdimo.scheduler.admission import Limits
+from xdimo.scheduler.dialects import JH
+from xdimo.scheduler.dispatcher import Spool
+from xdimo.scheduler.site import Answer, Site
+from xdimo.scheduler.submissions import Ledger
+from xdimo.scheduler.task import Rules, Work
 
 POLL_S = 20
 

@@ -22,14 +22,14 @@ from step import spec_of
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from xdimo.config.load import load
 from xdimo.data import clips
 from xdimo.data.vae import locate
 from xdimo.errors import UserError
 from xdimo.implementations import Name, refusal
-from xdimo.load import load
 from xdimo.model import latte, moe
-from xdimo.model.compiled import dense_mixture
-from xdimo.model.fused import latte as fused
+from xdimo.model.dense import dense_mixture
+from xdimo.model.fused import network as fused
 from xdimo.model.fused.temporal import temporal_attention
 from xdimo.spec import ModelSpec, RunSpec, dataset_in, plan, resolve
 from xdimo.train import loop

@@ -11,7 +11,7 @@ from time import sleep
 import torch
 from tabulate import tabulate
 
-from xdimo.train.meter import Clock, StepMeter
+from xdimo.train.instruments.step_timer import Clock, StepMeter
 
 WARMUP, TIMED = 50, 200
 LENGTHS = (150, 300, 600)  # products in a step

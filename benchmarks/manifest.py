@@ -19,7 +19,7 @@ import numpy as np
 from tabulate import tabulate
 
 from xdimo.data.clips import draw, offsets
-from xdimo.data.decode import Decoder, open_video
+from xdimo.data.video_reader import Decoder, open_video
 
 ROOT = Path(__file__).parent.parent
 FRAMES, SIZE, WINDOW = 500, 256, 48

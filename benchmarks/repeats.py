@@ -22,8 +22,8 @@ from tabulate import tabulate
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from xdimo.load import load, load_hardware  # noqa: E402 -- the checkout's, installed or not
-from xdimo.report.cells import CellState, survey  # noqa: E402
+from xdimo.config.load import load, load_hardware  # noqa: E402 -- the checkout's, installed or not
+from xdimo.report.campaign_state import CellState, survey  # noqa: E402
 
 NEIGHBOUR = """
 import torch

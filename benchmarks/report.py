@@ -12,8 +12,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import records  # noqa: E402 -- the tests' writer of synthetic runs
 
-from xdimo.report.cells import survey  # noqa: E402
-from xdimo.report.plots import draw  # noqa: E402
+from xdimo.report.campaign_state import survey  # noqa: E402
+from xdimo.report.plots.draw import draw  # noqa: E402
 from xdimo.report.summary import render, write  # noqa: E402
 
 RUNS = 1000

@@ -21,17 +21,17 @@ import torch
 import torch.distributed as dist
 from tabulate import tabulate
 
+from xdimo.config.load import load, load_hardware
 from xdimo.data.vae import encode
 from xdimo.data.vae import load as load_vae
 from xdimo.implementations import Name
-from xdimo.load import load, load_hardware
 from xdimo.model.flops import model_flops
 from xdimo.spec import RunSpec, plan, resolve
 from xdimo.train import loop
 from xdimo.train.failure import first_line
-from xdimo.train.ledger import KERNELS, PARTS, kernel_kind
-from xdimo.train.meter import Clock
-from xdimo.train.profiled import window
+from xdimo.train.instruments.profiled import window
+from xdimo.train.instruments.step_breakdown import KERNELS, PARTS, kernel_kind
+from xdimo.train.instruments.step_timer import Clock
 from xdimo.train.step import EAGER_STEPS
 from xdimo.train.timing import parts, random_batch, step_s
 

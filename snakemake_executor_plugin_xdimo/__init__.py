@@ -1,4 +1,4 @@
-"""Snakemake's door to the queue: hands jobs to `xdimo.cluster`, and their ends back.
+"""Snakemake's door to the queue: hands jobs to `xdimo.scheduler`, and their ends back.
 
 A queued job runs its rule's command itself, not a second Snakemake: it needs this process for
 nothing, and whatever happens to this process, `xdimo launch` says in run.json how the run ended.
@@ -20,13 +20,13 @@ from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
 from snakemake_interface_executor_plugins.settings import CommonSettings
 
-from xdimo.cluster.campaign import open_spool, work_of
-from xdimo.cluster.site import Silent
-from xdimo.cluster.spool import Spool
-from xdimo.cluster.work import Ended
-from xdimo.config import Bench
+from xdimo.config.load import load, typed
+from xdimo.config.schema import Bench
 from xdimo.errors import UserError
-from xdimo.load import load, typed
+from xdimo.scheduler.dispatcher import Spool
+from xdimo.scheduler.queue_session import open_spool, work_of
+from xdimo.scheduler.site import Silent
+from xdimo.scheduler.task import Ended
 
 
 def _folder(job: JobExecutorInterface) -> str:

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import yaml
 
-from xdimo.config import Bench
+from xdimo.config.load import load
+from xdimo.config.schema import Bench
 from xdimo.data.fetch import fetch
 from xdimo.errors import DataError, UserError
-from xdimo.load import load
 from xdimo.spec import RunSpec, plan, resolve
 
 

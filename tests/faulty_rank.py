@@ -15,14 +15,14 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from xdimo.errors import DataError, UserError
-from xdimo.train import group, rank
+from xdimo.train import distributed, worker
 from xdimo.train.failure import LossNotFinite
 
 
 def meet() -> None:
     """What a run does before its first step: every rank, and a batch of a loader process."""
-    group.join("cpu")
-    group.everyone(os.getpid())
+    distributed.join("cpu")
+    distributed.everyone(os.getpid())
     loaded = DataLoader(TensorDataset(torch.arange(4)), batch_size=None, num_workers=1, timeout=20)
     assert len(list(loaded)) == 4
 
@@ -32,10 +32,10 @@ def fail(fault: str, folder: Path) -> None:
         meet()
         raise LossNotFinite("met")
     if fault.isdigit():  # a signal, of which the other rank sees a lost connection alone
-        group.join("cpu")
+        distributed.join("cpu")
         if os.environ["RANK"] == "1":
             os.kill(os.getpid(), int(fault))
-        group.everyone(os.getpid())
+        distributed.everyone(os.getpid())
     if os.environ["RANK"] == "0" and os.environ["WORLD_SIZE"] == "2":
         time.sleep(120)  # waits for the rank that fails, as in a collective
     if fault in ("hang", "deaf"):
@@ -67,7 +67,7 @@ def main() -> None:
     loop = types.ModuleType("xdimo.train.loop")
     loop.train = train  # type: ignore[attr-defined]
     sys.modules[loop.__name__] = loop
-    rank.run(spec, folder)
+    worker.run(spec, folder)
 
 
 if __name__ == "__main__":

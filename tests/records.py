@@ -6,9 +6,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-from xdimo.config import Bench, Hardware
+from xdimo.config.load import load, load_hardware
+from xdimo.config.schema import Bench, Hardware
 from xdimo.files import content_hash, write_json
-from xdimo.load import load, load_hardware
 from xdimo.model.flops import parameters
 from xdimo.outcome import ANSWERS
 from xdimo.spec import RunSpec, plan, resolve

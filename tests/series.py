@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from scipy.signal import lfilter
 
-from xdimo.measure.events import Checkpoint, Footer, Window
-from xdimo.measure.records import Log
-from xdimo.measure.steady import NEWEST
+from xdimo.analysis.steady import NEWEST
+from xdimo.records.events import Checkpoint, Footer, Window
+from xdimo.records.reader import Log
 
 STEP_S = 0.05
 NOISE = 0.01  # of a step

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import records
 
+from xdimo.analysis.metrics import write
+from xdimo.audit import claims, text_log
+from xdimo.audit.formulas import miscounts, training_flops
+from xdimo.audit.mistakes import Claim, Figure, batch_in_speedup, explain, of_row
 from xdimo.cli import parser
 from xdimo.errors import UserError
 from xdimo.files import read_json, write_json
-from xdimo.measure import claims, textlog
-from xdimo.measure.audit import Claim, Figure, batch_in_speedup, explain, of_row
-from xdimo.measure.formulas import miscounts, training_flops
-from xdimo.measure.metrics import write
 from xdimo.model.flops import model_flops
-from xdimo.report.audit import as_text, collect
+from xdimo.report.explain import as_text, collect
 
 HARDWARE = records.hardware()
 MOE = claims.sample_of("S/2 4 experts top-2")
@@ -173,14 +173,14 @@ LOG = """\
 
 
 @pytest.fixture
-def text_log(tmp_path) -> Path:
+def old_log(tmp_path) -> Path:
     path = tmp_path / "latte.log"
     path.write_text(LOG)
     return path
 
 
-def test_a_text_log_gives_the_same_metrics(text_log):
-    told = textlog.metrics(text_log)
+def test_a_text_log_gives_the_same_metrics(old_log):
+    told = text_log.metrics(old_log)
     assert told["source"] == "text log"
     assert (told["global_batch"], told["steps_per_s"], told["samples_per_s"]) == (8, 3.5, 28.0)
     assert told["all_steps_per_s"] == pytest.approx(300 / (50 + 200 / 3.5))  # 50 s of start in it
@@ -188,8 +188,8 @@ def test_a_text_log_gives_the_same_metrics(text_log):
     assert told["samples_per_s_ci95"] is None and told["window_too_short"]["n"] == 2
 
 
-def test_a_text_log_is_explained_like_a_row(text_log):
-    (found,) = collect([text_log], HARDWARE, card="rtx6000ada", gpus=8)
+def test_a_text_log_is_explained_like_a_row(old_log):
+    (found,) = collect([old_log], HARDWARE, card="rtx6000ada", gpus=8)
     told = explain(found, HARDWARE)
     assert told.mistakes[:4] == [
         "multiply-adds for FLOPs",
@@ -207,12 +207,12 @@ def test_older_lines_lack_fields_and_name_them_otherwise(tmp_path):
         "(step=0000100) Train Loss: 0.1500, Train Steps/Sec: 1.25\n"
         "(step=0000200) Train Loss: 0.1400, Gradient Norm: 0.2, Train Steps/Sec: 1.30\n"
     )
-    first, second = textlog.read(path)
+    first, second = text_log.read(path)
     assert (first.loss, first.steps_per_s, first.epoch, first.tflops) == (0.15, 1.25, None, None)
     assert second.grad_norm == 0.2
-    told = textlog.metrics(path)
+    told = text_log.metrics(path)
     assert (told["steps_per_s"], told["samples_per_s"], told["claimed_tflops"]) == (1.3, None, None)
-    assert textlog.metrics(path, global_batch=8)["samples_per_s"] == pytest.approx(10.4)
+    assert text_log.metrics(path, global_batch=8)["samples_per_s"] == pytest.approx(10.4)
 
 
 RATES = "(step=100) Steps/Sec: 3.50 | Samples/s: 28.0 | "
@@ -241,7 +241,7 @@ RATES = "(step=100) Steps/Sec: 3.50 | Samples/s: 28.0 | "
 def test_fields_are_read_as_they_are_written(tmp_path, fields, read):
     path = tmp_path / "old.log"
     path.write_text(f"(step=100) {fields}\n")
-    (window,) = textlog.read(path)
+    (window,) = text_log.read(path)
     for key, value in read.items():
         assert getattr(window, key) == (value if value is None else pytest.approx(value, rel=1e-12))
 
@@ -260,7 +260,7 @@ def test_fields_are_read_as_they_are_written(tmp_path, fields, read):
 def test_a_text_log_is_read_whatever_it_is_packed_in(tmp_path, packed):
     path = tmp_path / "latte.log"
     path.write_bytes(packed(LOG.replace("[2026", "(2026")))
-    assert [window.steps_per_s for window in textlog.read(path)] == [2.0, 3.5, 3.5]
+    assert [window.steps_per_s for window in text_log.read(path)] == [2.0, 3.5, 3.5]
 
 
 def test_the_digits_of_the_log_are_its_precision(tmp_path):
@@ -287,8 +287,8 @@ def test_half_a_unit_of_the_last_digit_may_be_rounding(text, half):
 def test_digits_that_allow_several_batches_need_the_option(tmp_path):
     path = tmp_path / "coarse.log"
     path.write_text("(step=1) Loss: 1\n(step=100) Steps/Sec: 0.03 | Samples/s: 0.27\n")
-    assert textlog.metrics(path)["global_batch"] is None
-    assert textlog.metrics(path, 8)["global_batch"] == 8
+    assert text_log.metrics(path)["global_batch"] is None
+    assert text_log.metrics(path, 8)["global_batch"] == 8
 
 
 def log_of(path: Path, rates: list[float], tera: float = 8.4654, claims: int = -1) -> Path:
@@ -339,15 +339,15 @@ def test_a_log_that_never_settles_says_so(tmp_path):
 
 
 def test_rounding_is_in_the_interval_of_a_text_log(tmp_path):
-    told = textlog.metrics(log_of(tmp_path / "latte.log", [2.0, *[3.5] * 60]))
+    told = text_log.metrics(log_of(tmp_path / "latte.log", [2.0, *[3.5] * 60]))
     assert told["samples_per_s_ci95"] == pytest.approx([8 * 3.495, 8 * 3.505], rel=1e-4)
 
 
-def test_a_batch_that_the_log_contradicts_is_said(text_log):
-    (found,) = collect([text_log], HARDWARE, card="rtx6000ada", gpus=8, global_batch=16)
+def test_a_batch_that_the_log_contradicts_is_said(old_log):
+    (found,) = collect([old_log], HARDWARE, card="rtx6000ada", gpus=8, global_batch=16)
     says = "global batch 16 was given; the log's samples/s and steps/s say 8"
     assert found.global_batch == 8 and says in as_text([found], HARDWARE)
-    (right,) = collect([text_log], HARDWARE, card="rtx6000ada", gpus=8, global_batch=8)
+    (right,) = collect([old_log], HARDWARE, card="rtx6000ada", gpus=8, global_batch=8)
     assert right.remarks == ()
 
 
@@ -403,7 +403,7 @@ def test_a_text_log_that_cannot_be_read_is_named(tmp_path, text, says):
     path = tmp_path / "bad.log"
     path.write_text(text)
     with pytest.raises(UserError, match=r"bad\.log") as error:
-        textlog.metrics(path)
+        text_log.metrics(path)
     assert says in str(error.value)
 
 
@@ -441,10 +441,10 @@ def test_a_batch_mixed_into_a_speedup_is_found_in_a_table_of_claims(tmp_path):
     assert "2.3 times in samples/s is 1.14 times in steps/s at 8 against 1 clips a GPU" in text
 
 
-def test_a_row_that_counted_the_first_window_is_found_out_by_its_log(text_log, tmp_path):
-    rate = textlog.metrics(text_log)["all_steps_per_s"]
+def test_a_row_that_counted_the_first_window_is_found_out_by_its_log(old_log, tmp_path):
+    rate = text_log.metrics(old_log)["all_steps_per_s"]
     row = HISTORY.read_text().splitlines()[1].replace(",3.5,235,32,", f",{rate:.2f},,,")
-    row = row.replace("rounded by hand,,", f"rounded by hand,{text_log},")
+    row = row.replace("rounded by hand,,", f"rounded by hand,{old_log},")
     table = tmp_path / "claims.csv"
     table.write_text(",".join(claims.COLUMNS) + f"\n{row}\n")
     (found,) = collect([table], HARDWARE)

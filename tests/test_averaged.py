@@ -11,8 +11,8 @@ from torch import Tensor, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from xdimo.model import latte
-from xdimo.train import averaged
-from xdimo.train.averaged import Averaged
+from xdimo.train import allreduce
+from xdimo.train.allreduce import Averaged
 
 
 class Network(nn.Module):
@@ -34,7 +34,7 @@ CASES = ("same", "different orders", "different weights", "unused weight", "not 
 def rank_of(rank: int, folder: Path) -> None:
     """One of two ranks: all cases; leaves what was found in ``folder``."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    averaged.BUCKET = 1500  # of bytes; a layer's weights have 1,024
+    allreduce.BUCKET = 1500  # of bytes; a layer's weights have 1,024
     torch.save({case: train(rank, case) for case in CASES}, folder / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

@@ -17,14 +17,14 @@ from summaries import main_rows
 
 from tests.conftest import ROOT, SMALL
 from tests.test_metrics import edit
-from xdimo.config import Bench
+from xdimo.audit.claims import read
+from xdimo.config.load import load, load_hardware
+from xdimo.config.schema import Bench
 from xdimo.errors import UserError
 from xdimo.files import read_json
-from xdimo.load import load, load_hardware
-from xdimo.measure.claims import read
-from xdimo.measure.records import check_run
-from xdimo.report.audit import broken
-from xdimo.report.cells import survey
+from xdimo.records.reader import check_run
+from xdimo.report.campaign_state import survey
+from xdimo.report.explain import broken
 from xdimo.report.keep import keep
 from xdimo.report.summary import render
 from xdimo.spec import chosen_in, dataset_in

@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from xdimo.config import Model
-from xdimo.load import load_hardware
+from xdimo.config.load import load_hardware
+from xdimo.config.schema import Model
 from xdimo.spec import model_spec
-from xdimo.train import calibrate
-from xdimo.train.meter import Clock
+from xdimo.train.instruments import calibration
+from xdimo.train.instruments.step_timer import Clock
 
 HARDWARE = load_hardware(ROOT / "config/hardware.yaml")
 
 
 def test_products_are_those_of_a_block() -> None:
-    assert calibrate.model_products(model_spec(Model()), 65_536) == [
+    assert calibration.model_products(model_spec(Model()), 65_536) == [
         (65_536, 384, 1536),
         (65_536, 1536, 384),
         (65_536, 384, 1152),
@@ -29,8 +29,8 @@ def test_products_are_those_of_a_block() -> None:
 
 
 def test_rates_of_known_work_in_a_known_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "_seconds", lambda work, clock, enough_s: 0.5)
-    found = calibrate.measure(torch.device("cpu"), "fp32", [(10, 20, 30)])
+    monkeypatch.setattr(calibration, "_seconds", lambda work, clock, enough_s: 0.5)
+    found = calibration.measure(torch.device("cpu"), "fp32", [(10, 20, 30)])
     assert found == {
         "gemm_tflops": pytest.approx(2 * 256**3 / 0.5 / 1e12),
         "gemm_shape": [256, 256, 256],
@@ -44,7 +44,7 @@ def test_rates_of_known_work_in_a_known_time(monkeypatch: pytest.MonkeyPatch) ->
 def test_products_launched_together_count_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def together(product: Callable[[], object]) -> Callable[[], object]:
         def launch() -> None:
-            for _ in range(calibrate.AT_ONCE):
+            for _ in range(calibration.AT_ONCE):
                 product()
 
         return launch
@@ -56,15 +56,15 @@ def test_products_launched_together_count_one_by_one(monkeypatch: pytest.MonkeyP
         took.append(enough_s)
         return 0.5
 
-    effort = calibrate.Effort(16, 1, 1, 1, 0.2, 1.0)
-    monkeypatch.setattr(calibrate, "EFFORT", {"cpu": effort})
-    monkeypatch.setattr(calibrate, "_together", together)
-    monkeypatch.setattr(calibrate, "_seconds", seconds)
+    effort = calibration.Effort(16, 1, 1, 1, 0.2, 1.0)
+    monkeypatch.setattr(calibration, "EFFORT", {"cpu": effort})
+    monkeypatch.setattr(calibration, "_together", together)
+    monkeypatch.setattr(calibration, "_seconds", seconds)
     monkeypatch.setattr(Clock, "together", lambda clock: setattr(clock, "cuda", True))
-    found = calibrate.measure(torch.device("cpu"), "fp32", [(10, 20, 30)])
-    assert found["gemm_tflops"] == pytest.approx(2 * 16**3 * calibrate.AT_ONCE / 0.5 / 1e12)
+    found = calibration.measure(torch.device("cpu"), "fp32", [(10, 20, 30)])
+    assert found["gemm_tflops"] == pytest.approx(2 * 16**3 * calibration.AT_ONCE / 0.5 / 1e12)
     one = 2 * 10 * 20 * 30 / 0.5 / 1e12
-    assert found["model_gemm_tflops"] == {"10x20x30": pytest.approx(one * calibrate.AT_ONCE)}
+    assert found["model_gemm_tflops"] == {"10x20x30": pytest.approx(one * calibration.AT_ONCE)}
     assert took == [1.0, 0.2, 0.2]  # the square, the product, the copy
 
 
@@ -72,7 +72,7 @@ def test_a_run_draws_the_same_after_a_calibration() -> None:
     def drawn(calibrated: bool) -> torch.Tensor:
         torch.manual_seed(1)
         if calibrated:
-            calibrate.measure(torch.device("cpu"), "bf16", [])
+            calibration.measure(torch.device("cpu"), "bf16", [])
         return torch.randn(4)
 
     assert torch.equal(drawn(True), drawn(False))
@@ -106,7 +106,7 @@ def rates() -> dict[str, Any]:
 
 
 def test_rates_stand_beside_the_cards_peaks() -> None:
-    lines = calibrate.text([rates()], ["NVIDIA H100 80GB HBM3"], HARDWARE, "bf16").splitlines()
+    lines = calibration.text([rates()], ["NVIDIA H100 80GB HBM3"], HARDWARE, "bf16").splitlines()
     assert lines[0] == "NVIDIA H100 80GB HBM3, bf16"
     square = next(line.split() for line in lines if "8192x8192x8192" in line)
     assert square[-3:] == ["750", "989", "75.8"]
@@ -117,7 +117,7 @@ def test_rates_stand_beside_the_cards_peaks() -> None:
     ("device", "precision"), [("NVIDIA X9", "bf16"), ("NVIDIA H100 80GB HBM3", "fp32")]
 )
 def test_a_peak_that_is_not_known_is_not_guessed(device: str, precision: Any) -> None:
-    text = calibrate.text([rates()], [device], HARDWARE, precision)
+    text = calibration.text([rates()], [device], HARDWARE, precision)
     square = next(line.split() for line in text.splitlines() if "8192x8192x8192" in line)
     assert square[-3:] == ["750", "n/a", "n/a"]
 

@@ -9,10 +9,10 @@ import torch
 
 from tests.conftest import DATASET, ROOT
 from xdimo.cli import parser
-from xdimo.config import Bench
+from xdimo.config.load import load, load_hardware
+from xdimo.config.schema import Bench
 from xdimo.errors import UserError
 from xdimo.files import write_json
-from xdimo.load import load, load_hardware
 from xdimo.spec import choice_path, choice_plan, chosen_in, implementation_of, plan, resolve
 from xdimo.train import choose
 

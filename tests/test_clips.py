@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from tests.conftest import SMALL
 from tests.videos import number_of, write_video
-from xdimo.config import Bench
+from xdimo.config.load import parse
+from xdimo.config.schema import Bench
 from xdimo.data import clips
 from xdimo.data.latents import build as build_latents
 from xdimo.data.manifest import build as build_manifest
 from xdimo.data.transform import resized
 from xdimo.data.vae import encode, load
 from xdimo.errors import DataError, UserError
-from xdimo.load import parse
 from xdimo.spec import RunSpec, plan, resolve
 
 SIZE = 48  # pixels: large enough for a frame's number to be read

@@ -16,23 +16,16 @@ from hypothesis import strategies as st
 from tests.conftest import ROOT
 from tests.records import bench as matrix
 from tests.records import write_run
-from xdimo.cluster import ending, look, preflight, script, watch
-from xdimo.cluster.admission import Limits, admit
-from xdimo.cluster.dialects import (
-    JH,
-    LSF,
-    Request,
-    accepted,
-    is_limit,
-    read_jobs,
-    read_reason,
-)
-from xdimo.cluster.ending import Ending
-from xdimo.cluster.hosts import free_cards, out_of_service, read_hosts
-from xdimo.cluster.ledger import Ledger
-from xdimo.cluster.site import Answer, Silent, ask, keep, mask, replay
+from xdimo.config.load import load, load_hardware
+from xdimo.doctor import login, node
 from xdimo.errors import UserError
-from xdimo.load import load, load_hardware
+from xdimo.scheduler import job_outcome, job_script, status
+from xdimo.scheduler.admission import Limits, admit
+from xdimo.scheduler.dialects import JH, LSF, Request, accepted, is_limit, read_jobs, read_reason
+from xdimo.scheduler.hosts import free_cards, out_of_service, read_hosts
+from xdimo.scheduler.job_outcome import Ending
+from xdimo.scheduler.site import Answer, Silent, ask, keep, mask, replay
+from xdimo.scheduler.submissions import Ledger
 from xdimo.train.step import EAGER_STEPS
 
 NASTY = 'it\'s "a" $(touch pwned) `touch pwned`; touch pwned &\nfolder'
@@ -205,26 +198,26 @@ def test_hosts_answers_that_cannot_be_read(rubbish: str) -> None:
 def test_the_stub_is_short_and_starts_the_script_with_nothing_interpreted(tmp_path: Path) -> None:
     folder = tmp_path / NASTY
     folder.mkdir()
-    path = script.write(folder, "printf %s \"$JH_JOBID\" > 'my answer'", folder, JH)
-    text = script.stub(path)
+    path = job_script.write(folder, "printf %s \"$JH_JOBID\" > 'my answer'", folder, JH)
+    text = job_script.stub(path)
     assert len(text.encode()) < 4096
     environment = {**os.environ, "JH_JOBID": "12"}
     subprocess.run(["/bin/bash"], input=text, text=True, check=True, cwd="/", env=environment)
     assert (folder / "my answer").read_text() == "12" == (folder / "started").read_text()
     assert not list(tmp_path.rglob("pwned"))
     with pytest.raises(UserError, match="too long a path"):
-        script.stub(Path("/" + "x" * 4100))
+        job_script.stub(Path("/" + "x" * 4100))
 
 
 def test_the_job_script_hands_on_exit_codes_and_signals(tmp_path: Path) -> None:
-    path = script.write(tmp_path, "exit 3", tmp_path, LSF)
+    path = job_script.write(tmp_path, "exit 3", tmp_path, LSF)
     assert (
         subprocess.run(["/bin/bash", str(path)], env={**os.environ, "LSB_JOBID": "1"}).returncode
         == 3
     )
     program = "import signal, sys, time; signal.signal(signal.SIGUSR2, lambda *_: sys.exit(7)); "
     program += "open('ready', 'w').close(); time.sleep(60)"
-    path = script.write(tmp_path, f'python3 -c "{program}"', tmp_path, LSF)
+    path = job_script.write(tmp_path, f'python3 -c "{program}"', tmp_path, LSF)
     job = subprocess.Popen(["/bin/bash", str(path)], env={**os.environ, "LSB_JOBID": "1"})
     while not (tmp_path / "ready").exists():
         assert job.poll() is None
@@ -284,7 +277,7 @@ ENDINGS = [
 
 @pytest.mark.parametrize(("own", "reason", "outcome"), ENDINGS)
 def test_endings(own: Ending | None, reason: str | None, outcome: str) -> None:
-    found = ending.by_scheduler(own, reason, Ending("lost", "gone"))
+    found = job_outcome.by_scheduler(own, reason, Ending("lost", "gone"))
     assert found.outcome == outcome
     if reason:
         assert reason in (found.reason or "")
@@ -297,7 +290,7 @@ def test_the_profile_submits_all_and_only_what_needs_a_gpu() -> None:
 
 
 def test_the_step_of_a_preflight_is_captured_before_it_is_timed() -> None:
-    assert preflight.STEPS["warmup"] > EAGER_STEPS
+    assert node.STEPS["warmup"] > EAGER_STEPS
 
 
 def test_status_tells_the_step_of_a_running_run_and_when_it_ends(tmp_path: Path) -> None:
@@ -308,7 +301,7 @@ def test_status_tells_the_step_of_a_running_run_and_when_it_ends(tmp_path: Path)
     header, *steps = (line for line in lines if '"header"' in line or '"step"' in line)
     log.write_text("".join([header, *steps[:12]]) + '{"event": "st')  # being written
     now = time.time()
-    since, step = watch._progress(folder)
+    since, step = status._progress(folder)
     assert since == f"since {json.loads(header)['started']}"
     found = re.fullmatch(r"step 12 of 22, until (\d\d):(\d\d):(\d\d)", step)
     assert found
@@ -324,9 +317,9 @@ def test_doctor_looks_for_the_cards_of_targets_without_a_queue(
     monkeypatch.chdir(tmp_path)  # where nothing has been fetched
     bench = load(ROOT / "config/lent.yaml", {"hardware": str(ROOT / "config/hardware.yaml")})
     cards = [("NVIDIA H100 80GB HBM3", "GPU-1"), ("NVIDIA L4", "GPU-2")]
-    monkeypatch.setattr(look, "cards_here", lambda: cards)
+    monkeypatch.setattr(login, "cards_here", lambda: cards)
     hardware = load_hardware(ROOT / bench.hardware)
-    found = {finding.what: finding.ok for finding in look.look(bench, hardware, None)}
+    found = {finding.what: finding.ok for finding in login.look(bench, hardware, None)}
     assert found["h100_1: this machine has 1 of the 1 x H100 SXM of a run"]
     assert not found["h100_2: this machine has 1 of the 2 x H100 SXM of a run"]
     assert found[f"{bench.dataset.videos}: not there yet, will be fetched"]
@@ -339,5 +332,5 @@ def test_doctor_asks_for_videos_where_a_folder_is_empty(tmp_path: Path) -> None:
     ):
         dataset = {"videos": str(tmp_path), "expected_videos": expected}
         bench = load(ROOT / "config/config.yaml", {"dataset": dataset})
-        found = look.look(bench, load_hardware(ROOT / bench.hardware), None)
+        found = login.look(bench, load_hardware(ROOT / bench.hardware), None)
         assert mend in [finding.mend for finding in found]

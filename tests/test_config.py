@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, SMALL
-from xdimo.config import Bench, reference_table
+from xdimo.config.load import load, load_hardware
+from xdimo.config.schema import Bench, reference_table
 from xdimo.errors import UserError
-from xdimo.load import load, load_hardware
-from xdimo.report.cells import survey
+from xdimo.report.campaign_state import survey
 
 
 def test_matrix_is_the_one_of_the_first_benchmark() -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from tests.conftest import DATASET, spec_of
 from xdimo import current
-from xdimo.config import Bench, Vae
+from xdimo.config.load import load_hardware
+from xdimo.config.schema import Bench, Vae
 from xdimo.files import content_hash, write_json
-from xdimo.load import load_hardware
 from xdimo.spec import choice_plan, latents_name, shape
 
 RUN = "cpu_1-bs1-r1"

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.videos import cut, number_of, write_video
 from xdimo.data import probe
-from xdimo.data.decode import open_video
 from xdimo.data.guard import ChildFailed, guarded
+from xdimo.data.video_reader import open_video
 from xdimo.errors import DataError, UserError
 
 ROOT = Path(__file__).parents[1]

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from tests.conftest import spec_of
-from xdimo.config import Bench
+from xdimo.config.schema import Bench
 from xdimo.errors import UserError
 from xdimo.spec import RunSpec
-from xdimo.train import effective
-from xdimo.train.ledger import PREFIX
+from xdimo.train.instruments import observed_settings
+from xdimo.train.instruments.step_breakdown import PREFIX
 from xdimo.train.step import EAGER_STEPS, CapturedStep
 
 
@@ -43,11 +43,11 @@ def after(operators: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
         "compiled_graphs": 0,
         "operators": operators,
     }
-    return effective.after_steps({"vae": "random:0"}, **{**given, **options})
+    return observed_settings.after_steps({"vae": "random:0"}, **{**given, **options})
 
 
 def test_products_tell_their_type_and_size() -> None:
-    found = effective._products(
+    found = observed_settings._products(
         [
             *step(1),
             product("aten::bmm", [[2, 5, 3], [2, 3, 7]], "float", 30),
@@ -103,8 +103,8 @@ def spec(small_bench: Bench) -> RunSpec:
 
 
 def test_a_run_as_declared_passes_and_what_is_not_known_is_no_difference(spec: RunSpec) -> None:
-    effective.check(spec, effective.declared(spec))
-    effective.check(spec, {**effective.declared(spec), "matmul_dtype": None})
+    observed_settings.check(spec, observed_settings.declared(spec))
+    observed_settings.check(spec, {**observed_settings.declared(spec), "matmul_dtype": None})
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_run_as_declared_passes_and_what_is_not_known_is_no_difference(spec: R
     ],
 )
 def test_each_difference_is_named(spec: RunSpec, key: str, did: Any) -> None:
-    seen = effective.declared(spec)
+    seen = observed_settings.declared(spec)
     assert seen.keys() >= {key}
     with pytest.raises(UserError, match=rf"^{key}: the spec says .*, the run does {did}$"):
-        effective.check(spec, {**seen, key: did})
+        observed_settings.check(spec, {**seen, key: did})

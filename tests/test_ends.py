@@ -16,10 +16,11 @@ import pytest
 from tests.conftest import ROOT, spec_of
 from tests.test_launch import _hanging, _processes_with, faulty, launch, program
 from xdimo import files, outcome
-from xdimo.config import Bench
+from xdimo.analysis import metrics
+from xdimo.config.schema import Bench
 from xdimo.errors import UserError
-from xdimo.measure import metrics, records
-from xdimo.measure.rules import findings
+from xdimo.records import reader
+from xdimo.records.rules import findings
 from xdimo.train import failure, machine, processes
 from xdimo.train import launch as launching
 
@@ -263,7 +264,7 @@ def test_a_clock_that_is_set_back_refuses_no_record(
     monkeypatch.setattr(time, "time", hour_before)
     monkeypatch.setattr(time, "gmtime", lambda s=None: real(hour_before() if s is None else s))
     launch(tmp_path, small_bench)
-    case, _ = records._case(tmp_path)
+    case, _ = reader._case(tmp_path)
     assert not list(findings(case))
 
 

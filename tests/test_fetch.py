@@ -11,10 +11,10 @@ import pytest
 
 from tests.conftest import ROOT
 from xdimo.cli import parser
-from xdimo.config import Package
+from xdimo.config.load import load, parse
+from xdimo.config.schema import Package
 from xdimo.data.fetch import fetch
 from xdimo.errors import DataError, UserError
-from xdimo.load import load, parse
 
 MEMBER = "faces/data/video.mp4"
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from xdimo.config import SIZES
+from xdimo.config.load import load_hardware
+from xdimo.config.schema import SIZES
 from xdimo.implementations import IMPLEMENTATIONS
-from xdimo.load import load_hardware
 from xdimo.model import moe
-from xdimo.model.compiled import DenseLatte
+from xdimo.model.dense import DenseLatte
 from xdimo.model.describe import describe, text
 from xdimo.model.flops import hardware_flops, model_flops, parameters
 from xdimo.model.latte import Latte

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import records
 
-from xdimo.config import Bench
+from xdimo.audit.claims import COLUMNS, flops_of, read
+from xdimo.config.load import parse, read_yaml
+from xdimo.config.schema import Bench
 from xdimo.errors import UserError
-from xdimo.load import parse, read_yaml
-from xdimo.measure.claims import COLUMNS, flops_of, read
 from xdimo.report.history import add, model_text
 from xdimo.report.keep import keep
 from xdimo.report.summary import render

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.conftest import spec_of
-from xdimo.config import Bench
+from xdimo.config.schema import Bench
 from xdimo.implementations import IMPLEMENTATIONS
 from xdimo.model import latte, moe
-from xdimo.model.compiled import DenseLatte, dense_mixture
+from xdimo.model.dense import DenseLatte, dense_mixture
 from xdimo.spec import ModelSpec
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -29,7 +29,7 @@ Mixture = Callable[..., Tensor]
 
 def fused_mixture(x: Tensor, gate: nn.Linear, experts: nn.ModuleList, k: int) -> Tensor:
     """The fused one alone: added to zeros, with a gate of one."""
-    from xdimo.model.fused.latte import dispatch, mixture_residual_norm
+    from xdimo.model.fused.network import dispatch, mixture_residual_norm
 
     block = nn.Module()
     block.gate, block.experts, block.top_k = gate, experts, k

@@ -12,7 +12,7 @@ from PIL import Image, features
 
 from tests.videos import number_of, picture, write_video
 from xdimo.data import probe
-from xdimo.data.decode import open_video
+from xdimo.data.video_reader import open_video
 
 FRAMES = 60
 

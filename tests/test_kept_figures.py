@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
-from xdimo.config import Bench
+from xdimo.analysis.metrics import derive
+from xdimo.config.load import load_hardware, parse
+from xdimo.config.schema import Bench
 from xdimo.files import read_json
-from xdimo.load import load_hardware, parse
-from xdimo.measure.metrics import derive
-from xdimo.measure.records import read_run
+from xdimo.records.reader import read_run
 from xdimo.report.summary import render
 
 FROZEN = Path(__file__).parent / "data/kept_figures.json"

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from tests.videos import write_video
 from xdimo.data import latents as module
 from xdimo.data import vae as vaes
-from xdimo.data.decode import open_video
 from xdimo.data.latents import build, open_latents, read_index
 from xdimo.data.manifest import build as build_manifest
+from xdimo.data.video_reader import open_video
 from xdimo.errors import DataError, UserError
 from xdimo.files import file_hash
 from xdimo.spec import VaeSpec, latents_name

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, spec_of
-from xdimo.config import Bench, Hardware
+from xdimo.config.load import load_hardware
+from xdimo.config.schema import Bench, Hardware
 from xdimo.errors import UserError
 from xdimo.files import file_hash, write_json
-from xdimo.load import load_hardware
 from xdimo.train import launch as launching
 
 HARDWARE = load_hardware(ROOT / "config/hardware.yaml")

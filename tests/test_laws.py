@@ -5,55 +5,38 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.conftest import ROOT
-from xdimo import config
 from xdimo.cli import parser
+from xdimo.config import schema
 
 # Who may import whom: a room, and the rooms below it.
+BASE = {"config", "errors", "files", "implementations", "outcome", "spec"}
 BELOW = {
     "errors": set(),
     "files": {"errors"},
     "implementations": set(),
-    "config": {"implementations", "errors"},
-    "load": {"config", "files", "implementations", "errors"},
-    "spec": {"config", "implementations", "load", "files", "errors"},
     "outcome": set(),
-    "current": {"config", "data", "load", "spec", "files", "errors"},
-    "data": {"config", "load", "spec", "files", "errors"},
-    "model": {"implementations", "spec", "errors"},
-    "train": {
-        "config",
-        "data",
-        "implementations",
-        "load",
-        "model",
-        "outcome",
-        "spec",
-        "files",
-        "errors",
-    },
-    "cluster": {"config", "data", "load", "outcome", "spec", "train", "files", "errors"},
-    "measure": {"config", "implementations", "load", "model", "outcome", "spec", "files", "errors"},
-    "report": {"config", "load", "measure", "model", "spec", "files", "errors"},
+    "config": {"errors", "files", "implementations"},
+    "spec": {"config", "errors", "files", "implementations"},
+    "data": BASE,
+    "current": BASE | {"data"},
+    "model": BASE,
+    "records": BASE | {"model"},
+    "analysis": BASE | {"model", "records"},
+    "audit": BASE | {"analysis", "model", "records"},
+    "report": BASE | {"analysis", "audit", "model", "records"},
+    "train": BASE | {"data", "model", "records"},
+    "scheduler": BASE | {"data", "train"},
+    "doctor": BASE | {"data", "scheduler", "train"},
 }
-ALSO = {config.Target: "PREPARER", config.Hardware: "self", config.Queue: "queue"}
-TORCH_FREE = (
-    "errors",
-    "files",
-    "implementations",
-    "config",
-    "load",
-    "outcome",
-    "spec",
-    "cluster",
-    "measure",
-    "report",
-)
+ALSO = {schema.Target: "PREPARER", schema.Hardware: "self", schema.Queue: "queue"}
+TORCH_FREE = BASE | {"analysis", "audit", "current", "doctor", "records", "report", "scheduler"}
 
 
 def modules() -> list[tuple[str, Path]]:
@@ -81,6 +64,11 @@ def test_imports_point_down() -> None:
         ours = {name.split(".")[1] for name in imported(path) if name.startswith("xdimo.")}
         above = ours - BELOW[room] - {room, "__version__"}
         assert not above, f"{path.relative_to(ROOT)} imports {above}"
+
+
+def test_no_two_modules_share_a_file_name() -> None:
+    names = Counter(path.name for _, path in modules() if path.name != "__init__.py")
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_only_the_workflow_imports_snakemake() -> None:
@@ -129,15 +117,15 @@ def test_every_config_key_is_read() -> None:
     files = [path for _, path in modules()] + [ROOT / "xdimo/verbs.py", ROOT / "Snakefile"]
     files += sorted((ROOT / "workflow").rglob("*.smk"))
     code = "\n".join(path.read_text() for path in files)
-    kinds = [kind for kind in vars(config).values() if isinstance(kind, type)]
+    kinds = [kind for kind in vars(schema).values() if isinstance(kind, type)]
     for kind in kinds:
-        if issubclass(kind, config.Strict) and kind is not config.Strict:
+        if issubclass(kind, schema.Strict) and kind is not schema.Strict:
             # What code calls such an object: `target.queue`, `bench.targets[name].gpus`.
             owner = rf"(?i:{kind.__name__}s?|{ALSO.get(kind, kind.__name__)})(\[[^\]]*\]+)?"
             for name in kind.model_fields:
                 read = re.search(rf"\b{owner}\.{name}\b", code)
                 # Written out as a whole where every field of the section goes into the spec.
-                whole = kind is config.Vae and "vae.model_dump(" in code
+                whole = kind is schema.Vae and "vae.model_dump(" in code
                 assert read or whole, f"{kind.__name__}.{name} is read nowhere"
 
 

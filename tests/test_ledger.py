@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xdimo.train.ledger import KERNELS, PARTS, PREFIX, WINDOW, kernel_kind, labels, shares
+from xdimo.train.instruments.step_breakdown import (
+    KERNELS,
+    PARTS,
+    PREFIX,
+    WINDOW,
+    kernel_kind,
+    labels,
+    shares,
+)
 
 
 def host(part: str, begin: float, end: float) -> dict[str, Any]:

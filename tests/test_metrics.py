@@ -10,14 +10,14 @@ import records
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xdimo.analysis.metrics import derive, write
+from xdimo.analysis.repeats import spread
 from xdimo.errors import UserError
 from xdimo.files import read_json, write_json
-from xdimo.measure import rules
-from xdimo.measure.metrics import derive, write
-from xdimo.measure.records import attempts, read_run
-from xdimo.measure.repeats import spread
+from xdimo.records import rules
+from xdimo.records.reader import attempts, read_run
 from xdimo.report.summary import render
-from xdimo.train import effective
+from xdimo.train.instruments import observed_settings
 
 HARDWARE = records.hardware()
 
@@ -274,7 +274,7 @@ def test_a_run_and_its_record_are_held_to_the_same_settings(tmp_path, implementa
     )
     spec = records.spec_of(bench, "gpu_h200-bs1-r1")
     assert rules.DECLARED["captured"](spec) == (implementation == "fused")
-    assert {key: of(spec) for key, of in rules.DECLARED.items()} == effective.declared(spec)
+    assert {key: of(spec) for key, of in rules.DECLARED.items()} == observed_settings.declared(spec)
 
 
 def test_the_newest_answer_counts_where_a_rerun_has_removed_run_json(bench):

@@ -14,13 +14,13 @@ from pydantic import BaseModel, ValidationError
 from tests.conftest import ROOT, SMALL
 from tests.test_laws import modules
 from tests.test_metrics import log_of, relog
+from xdimo.analysis.metrics import derive
+from xdimo.audit.claims import COLUMNS, read
 from xdimo.cli import parser
-from xdimo.config import Hardware
+from xdimo.config.load import load, parse, read_yaml, typed
+from xdimo.config.schema import Hardware
 from xdimo.errors import UserError
-from xdimo.load import load, parse, read_yaml, typed
-from xdimo.measure.claims import COLUMNS, read
-from xdimo.measure.metrics import derive
-from xdimo.measure.records import read_run
+from xdimo.records.reader import read_run
 from xdimo.report.summary import render
 
 HARDWARE = records.hardware()

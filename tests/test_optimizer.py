@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 pytest.importorskip("triton", reason="torch comes without Triton on this system")
 
-from xdimo.model.fused.latte import FusedLatte
+from xdimo.model.fused.network import FusedLatte
 from xdimo.model.fused.optimizer import FlatAdamW
 from xdimo.model.fused.storage import Storage
 from xdimo.spec import ModelSpec

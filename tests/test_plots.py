@@ -12,13 +12,13 @@ from matplotlib import font_manager
 from matplotlib.colors import to_rgba
 
 from tests.conftest import ROOT
-from xdimo.load import load
-from xdimo.report import plots
-from xdimo.report.bars import bars
-from xdimo.report.cells import survey
-from xdimo.report.lines import step_times
-from xdimo.report.look import DASHES, GREY, HATCHES, LIGHT_GREY, MARKERS, look
-from xdimo.report.roofline import roofline
+from xdimo.config.load import load
+from xdimo.report.campaign_state import survey
+from xdimo.report.plots import draw
+from xdimo.report.plots.bars import bars
+from xdimo.report.plots.lines import step_times
+from xdimo.report.plots.roofline import roofline
+from xdimo.report.plots.style import DASHES, GREY, HATCHES, LIGHT_GREY, MARKERS, look
 from xdimo.report.words import Words
 
 HARDWARE = records.hardware()
@@ -169,8 +169,8 @@ def test_no_data_says_so(tmp_path):
 
 
 def test_the_same_records_draw_the_same_bytes(bench, tmp_path):
-    first = plots.draw(bench, HARDWARE, tmp_path / "one")
-    second = plots.draw(bench, HARDWARE, tmp_path / "two")
+    first = draw.draw(bench, HARDWARE, tmp_path / "one")
+    second = draw.draw(bench, HARDWARE, tmp_path / "two")
     assert {path.name for path in first} >= {"speedup.png", "speedup.svg", "steps.png"}
     for one, two in zip(first, second, strict=True):
         assert one.read_bytes() == two.read_bytes()
@@ -178,10 +178,10 @@ def test_the_same_records_draw_the_same_bytes(bench, tmp_path):
 
 
 def test_without_a_chinese_font_an_old_chinese_plot_is_removed(bench, tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "cjk_font", lambda: None)
-    monkeypatch.setattr(plots, "PLOTS", ("speedup",))
+    monkeypatch.setattr(draw, "cjk_font", lambda: None)
+    monkeypatch.setattr(draw, "PLOTS", ("speedup",))
     (tmp_path / "speedup.zh.png").write_bytes(b"old")
-    plots.draw(bench, HARDWARE, tmp_path)
+    draw.draw(bench, HARDWARE, tmp_path)
     assert sorted(path.name for path in tmp_path.glob("speedup*")) == ["speedup.png", "speedup.svg"]
 
 
@@ -212,10 +212,10 @@ def test_the_plots_are_ours_whatever_a_notebook_or_matplotlibrc_says(bench, tmp_
     }.items():
         program = f"""
 import records
-from xdimo.report import plots
-plots.PLOTS = ("speedup",)
+from xdimo.report.plots import draw
+draw.PLOTS = ("speedup",)
 bench = records.bench({bench.results!r})
-plots.draw(bench, records.hardware(), records.Path({str(tmp_path / name)!r}))
+draw.draw(bench, records.hardware(), records.Path({str(tmp_path / name)!r}))
 """
         paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
         subprocess.run(
@@ -228,17 +228,17 @@ plots.draw(bench, records.hardware(), records.Path({str(tmp_path / name)!r}))
 
 
 def test_a_font_that_came_after_matplotlib_s_list_is_found(monkeypatch):
-    listed, added = [font_manager.FontEntry(fname="/gone.ttf", name=plots.CJK_FONTS[0])], []
+    listed, added = [font_manager.FontEntry(fname="/gone.ttf", name=draw.CJK_FONTS[0])], []
     monkeypatch.setattr(font_manager.fontManager, "ttflist", listed)
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: ["/new.ttf", "/broken.ttf"])
-    assert plots.cjk_font() is None  # neither can be read, and one is gone
+    assert draw.cjk_font() is None  # neither can be read, and one is gone
 
     def add(path):
         if "broken" in path:
             raise RuntimeError("no font")
         added.append(path)
-        listed.append(font_manager.FontEntry(fname=__file__, name=plots.CJK_FONTS[-1]))
+        listed.append(font_manager.FontEntry(fname=__file__, name=draw.CJK_FONTS[-1]))
 
     monkeypatch.setattr(font_manager.fontManager, "addfont", add)
-    assert plots.cjk_font() == plots.CJK_FONTS[-1]
-    assert plots.cjk_font() == plots.CJK_FONTS[-1] and added == ["/new.ttf"]
+    assert draw.cjk_font() == draw.CJK_FONTS[-1]
+    assert draw.cjk_font() == draw.CJK_FONTS[-1] and added == ["/new.ttf"]

@@ -13,15 +13,16 @@ from tests.records import bench as matrix
 from tests.records import hardware, spec_of, write_run
 from tests.test_cluster import REQUEST
 from tests.test_spool import Clock, Fake, spool, work
-from xdimo.cluster import campaign, look, watch
-from xdimo.cluster.dialects import DIALECTS, LSF, Dialect, is_limit, read_history, read_jobs
-from xdimo.cluster.ending import Ending, by_scheduler
-from xdimo.cluster.hosts import free_cards, read_hosts
-from xdimo.cluster.site import Answer, Silent, Site
-from xdimo.cluster.spool import Spool
-from xdimo.cluster.work import Ended
+from xdimo.doctor import login
 from xdimo.errors import UserError
 from xdimo.files import write_json
+from xdimo.scheduler import queue_session, status
+from xdimo.scheduler.dialects import DIALECTS, LSF, Dialect, is_limit, read_history, read_jobs
+from xdimo.scheduler.dispatcher import Spool
+from xdimo.scheduler.hosts import free_cards, read_hosts
+from xdimo.scheduler.job_outcome import Ending, by_scheduler
+from xdimo.scheduler.site import Answer, Silent, Site
+from xdimo.scheduler.task import Ended
 
 HEAD = "JOBID;STAT;QUEUE;EXEC_HOST"
 RUN = "gpu_h200-bs1-r1"
@@ -440,7 +441,7 @@ def test_status_after_a_rerun(tmp_path: Path) -> None:
     folder = write_run(bench, RUN)
     write_run(bench, RUN, outcome="crash", reason="again", attempt=2)
     assert (folder / "run.json").exists()
-    found = {line.run: line for line in watch.lines(bench, Lsf())}
+    found = {line.run: line for line in status.lines(bench, Lsf())}
     assert (found[RUN].state, found[RUN].note) == ("crash", "again")
 
 
@@ -449,10 +450,10 @@ def test_status_of_a_job_that_has_not_begun_shows_no_earlier_steps(tmp_path: Pat
     write_run(bench, RUN)
     site = Lsf(states={"7": "RUN"}, names={"7": "x"}, hosts_of={"7": "h01"})
     one = spool(tmp_path, site, Clock())
-    one.ledger = campaign.Ledger(Path(bench.queue_folder))
+    one.ledger = queue_session.Ledger(Path(bench.queue_folder))
     entry = one.ledger.begin(RUN, "sha256:00", "gpu_h200", 4, False)
     one.ledger.change(entry, stage="submitted", job="7")
-    found = {line.run: line for line in watch.lines(bench, site)}
+    found = {line.run: line for line in status.lines(bench, site)}
     assert (found[RUN].state, found[RUN].note) == ("running", "job 7, on h01")
 
 
@@ -460,11 +461,11 @@ def test_a_job_without_an_id_is_told_and_ended_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = matrix(tmp_path / "results")
-    ledger = campaign.Ledger(Path(bench.queue_folder))
+    ledger = queue_session.Ledger(Path(bench.queue_folder))
     entry = ledger.begin(RUN, "sha256:00", "gpu_h200", 4, False)
     site = Lsf(states={"7": "PEND"}, names={"7": entry.job_name})
-    monkeypatch.setattr(campaign, "site_of", lambda bench: site)
-    said = campaign.cancel(bench, [])
+    monkeypatch.setattr(queue_session, "site_of", lambda bench: site)
+    said = queue_session.cancel(bench, [])
     assert f"{RUN} (job named {entry.job_name}, id not known yet)" in said
     assert site.killed == ["7"]
 
@@ -473,8 +474,8 @@ def test_doctor_names_no_file_that_it_deletes_and_every_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = matrix(tmp_path / "results")
-    monkeypatch.setattr(look, "site_of", lambda bench, transcript: Lsf(tables={"-w": "oops"}))
-    found = [str(finding) for finding in look.look(bench, hardware(), None)]
+    monkeypatch.setattr(login, "site_of", lambda bench, transcript: Lsf(tables={"-w": "oops"}))
+    found = [str(finding) for finding in login.look(bench, hardware(), None)]
     [hosts] = [line for line in found if "not a table of hosts" in line]
     assert "answer 'oops'" in hosts
     assert "/tmp" not in hosts
@@ -482,7 +483,7 @@ def test_doctor_names_no_file_that_it_deletes_and_every_card(
         name: card.model_copy(update={"memory_gb": None}) for name, card in hardware().cards.items()
     }
     bare = hardware().model_copy(update={"cards": cards})
-    told = [finding.what for finding in look.memory_claims(bench, bare)]
+    told = [finding.what for finding in login.memory_claims(bench, bare)]
     assert [line.split(":")[0] for line in told] == list(bench.targets)
     assert all("no memory_gb" in line for line in told)
 

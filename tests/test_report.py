@@ -9,11 +9,11 @@ import records
 from summaries import HARDWARE, best_rows, main_rows, measure, rows_under, summary
 
 from tests.conftest import ROOT
-from xdimo.config import SIZES, Bench
+from xdimo.analysis.metrics import derive
+from xdimo.config.load import load_hardware, parse
+from xdimo.config.schema import SIZES, Bench
 from xdimo.files import read_json, write_json
-from xdimo.load import load_hardware, parse
-from xdimo.measure.metrics import derive
-from xdimo.measure.records import read_run
+from xdimo.records.reader import read_run
 from xdimo.report.definitions import DEFINITIONS
 from xdimo.report.summary import render, write
 from xdimo.report.tables import escaped

@@ -8,10 +8,10 @@ import torch
 
 from tests.conftest import DATASET, ROOT, spec_of
 from xdimo import spec as specs
-from xdimo.config import Bench
+from xdimo.config.load import load, parse
+from xdimo.config.schema import Bench
 from xdimo.data import vae
-from xdimo.load import load, parse
-from xdimo.report.trust import precision
+from xdimo.report.evidence import precision
 from xdimo.report.words import Words
 from xdimo.spec import RunSpec, VaeSpec, latents_name, latents_plan, plan, resolve, vae_spec
 

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from tests.records import bench as matrix
-from xdimo.cluster import ending
-from xdimo.cluster.admission import Limits
-from xdimo.cluster.dialects import DIALECTS, Dialect
-from xdimo.cluster.ending import Ending
-from xdimo.cluster.ledger import Ledger
-from xdimo.cluster.site import Answer, Silent, Site
-from xdimo.cluster.spool import Spool
-from xdimo.cluster.work import Rules, Work
 from xdimo.files import write_json
+from xdimo.scheduler import job_outcome
+from xdimo.scheduler.admission import Limits
+from xdimo.scheduler.dialects import DIALECTS, Dialect
+from xdimo.scheduler.dispatcher import Spool
+from xdimo.scheduler.job_outcome import Ending
+from xdimo.scheduler.site import Answer, Silent, Site
+from xdimo.scheduler.submissions import Ledger
+from xdimo.scheduler.task import Rules, Work
 
 
 @dataclass
@@ -195,7 +195,7 @@ def test_a_vanished_job_is_lost_only_after_the_grace_period(tmp_path: Path, cloc
     [ended] = one.poll()
     assert (ended.ending.outcome, ended.retry) == ("lost", True)
     assert site.killed == ["1"]  # should it live after all
-    assert ending.of_run(tmp_path / "gpu_h200-bs1-r1/run.json", "1")
+    assert job_outcome.of_run(tmp_path / "gpu_h200-bs1-r1/run.json", "1")
 
 
 def test_a_finished_answer_is_taken_up_only_where_the_workflow_was_interrupted(

@@ -9,17 +9,17 @@ import pytest
 import records
 import series
 
-from xdimo.measure import steady
-from xdimo.measure.classes import classes
-from xdimo.measure.events import Header
-from xdimo.measure.interval import mean
-from xdimo.measure.metrics import derive
-from xdimo.measure.records import read_run
-from xdimo.measure.throughput import throughput, unsteady_text
+from xdimo.analysis import steady
+from xdimo.analysis.confidence import mean
+from xdimo.analysis.metrics import derive
+from xdimo.analysis.step_classes import classes
+from xdimo.analysis.throughput import throughput, unsteady_text
+from xdimo.records.events import Header
+from xdimo.records.reader import read_run
+from xdimo.records.writer import SCHEMA
 from xdimo.report.summary import render
 from xdimo.report.tables import _interval as run_interval
 from xdimo.report.words import Words
-from xdimo.train.record import SCHEMA
 
 RUNS = 200  # benchmarks/coverage.py takes 1,000
 

@@ -12,7 +12,7 @@ from typing import Any
 import pynvml
 import pytest
 
-from xdimo.train import telemetry
+from xdimo.train.instruments import gpu_telemetry
 
 OURS, OTHER = "GPU-ours", "GPU-other"
 
@@ -53,7 +53,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def sampled(path: Path, samples: int = 1) -> list[dict[str, Any]]:
-    with telemetry.sampling([OURS], path):
+    with gpu_telemetry.sampling([OURS], path):
         while not path.exists() or path.read_text().count("\n") < samples:
             time.sleep(0.01)
     return [json.loads(line) for line in path.read_text().splitlines()]
@@ -85,7 +85,7 @@ def test_memory_in_use_is_that_before_the_run_all_along(
 ) -> None:
     used = (SimpleNamespace(used=gib * 2**30) for gib in (1, 5, 9))  # the run's own come later
     nvml["nvmlDeviceGetMemoryInfo"] = lambda card, version: next(used)
-    monkeypatch.setattr(telemetry, "PERIOD_S", 0.01)
+    monkeypatch.setattr(gpu_telemetry, "PERIOD_S", 0.01)
     samples = sampled(tmp_path / "t", 3)
     assert {sample["memory_before_gib"] for sample in samples} == {1}
 
@@ -93,8 +93,8 @@ def test_memory_in_use_is_that_before_the_run_all_along(
 def test_samples_go_on_until_the_run_ends(
     nvml: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert 0.5 <= telemetry.PERIOD_S <= 1  # one to two a second
-    monkeypatch.setattr(telemetry, "PERIOD_S", 0.01)
+    assert 0.5 <= gpu_telemetry.PERIOD_S <= 1  # one to two a second
+    monkeypatch.setattr(gpu_telemetry, "PERIOD_S", 0.01)
     times = [sample["monotonic_s"] for sample in sampled(tmp_path / "t", 3)]
     assert times == sorted(set(times))
     assert len(times) >= 3
@@ -116,14 +116,14 @@ def test_without_nvml_there_is_no_file_and_one_line_says_so(
     nvml: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture, missing: str
 ) -> None:
     nvml[missing] = unsupported
-    with telemetry.sampling([OURS], tmp_path / "telemetry.jsonl"):
+    with gpu_telemetry.sampling([OURS], tmp_path / "telemetry.jsonl"):
         pass
     assert capsys.readouterr().out == "no telemetry: NVML says: Not Supported\n"
     assert not (tmp_path / "telemetry.jsonl").exists()
 
 
 def test_a_cpu_run_says_so_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    with telemetry.sampling([], tmp_path / "telemetry.jsonl"):
+    with gpu_telemetry.sampling([], tmp_path / "telemetry.jsonl"):
         pass
     assert capsys.readouterr().out == "no telemetry: the run uses no GPU\n"
     assert list(tmp_path.iterdir()) == []
@@ -143,28 +143,28 @@ def test_a_cpu_run_says_so_once(tmp_path: Path, capsys: pytest.CaptureFixture) -
 def test_strangers_are_those_that_are_not_ours(
     pids: list[int], ours: set[int], others: int | None
 ) -> None:
-    assert telemetry.strangers(pids, lambda pid: pid in ours) == others
+    assert gpu_telemetry.strangers(pids, lambda pid: pid in ours) == others
 
 
 def test_children_are_ours_also_in_a_session_of_their_own() -> None:
     command = [sys.executable, "-c", "input()"]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     try:
-        assert telemetry._is_ours(child.pid)
-        assert telemetry._is_ours(os.getpid())
-        assert not telemetry._is_ours(1)
-        assert not telemetry._is_ours(os.getppid())
+        assert gpu_telemetry._is_ours(child.pid)
+        assert gpu_telemetry._is_ours(os.getpid())
+        assert not gpu_telemetry._is_ours(1)
+        assert not gpu_telemetry._is_ours(os.getppid())
     finally:
         child.communicate(b"\n")
-    assert not telemetry._is_ours(child.pid)
+    assert not gpu_telemetry._is_ours(child.pid)
 
 
 def test_the_window_takes_its_own_samples(tmp_path: Path) -> None:
     path = tmp_path / "telemetry.jsonl"
     lines = [json.dumps({"monotonic_s": t, "gpu": 0, "power_w": t}) for t in (9.5, 10.0, 10.5, 11)]
     path.write_text("\n".join(lines) + '\n{"monotonic_s": 10.9, "gp')  # one is being written
-    assert list(telemetry.within(path, 9.9, 10.9)) == [
+    assert list(gpu_telemetry.within(path, 9.9, 10.9)) == [
         {"t_s": pytest.approx(0.1), "gpu": 0, "power_w": 10.0},
         {"t_s": pytest.approx(0.6), "gpu": 0, "power_w": 10.5},
     ]
-    assert list(telemetry.within(tmp_path / "absent", 0, 1)) == []
+    assert list(gpu_telemetry.within(tmp_path / "absent", 0, 1)) == []

@@ -18,10 +18,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tests.conftest import DATASET, ROOT, SMALL
-from xdimo.config import Bench, Card
+from xdimo.config.load import check, load, load_hardware, parse, read_yaml
+from xdimo.config.schema import Bench, Card
 from xdimo.errors import UserError
 from xdimo.files import read_json, write_json
-from xdimo.load import check, load, load_hardware, parse, read_yaml
 from xdimo.report.summary import render
 
 HOSTILE = (

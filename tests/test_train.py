@@ -13,13 +13,14 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from tests.videos import write_video
-from xdimo.config import Bench
+from xdimo.config.schema import Bench
 from xdimo.data import latents, manifest
 from xdimo.errors import UserError
 from xdimo.model.latte import Block
 from xdimo.spec import RunSpec, latents_plan, plan, resolve, vae_spec
-from xdimo.train import meter, step, telemetry
+from xdimo.train import step
 from xdimo.train.failure import LossNotFinite
+from xdimo.train.instruments import gpu_telemetry, step_timer
 from xdimo.train.loop import train
 
 Train = Callable[..., list[dict[str, Any]]]
@@ -133,7 +134,7 @@ def test_the_window_begins_behind_a_step_and_not_with_a_wait_for_the_device(
 ) -> None:
     """After a synchronisation a GPU is idle until the host has launched a step: no timed one."""
     taken, waited_at = 0, []
-    take, together = step.Step.__call__, meter.Clock.together
+    take, together = step.Step.__call__, step_timer.Clock.together
 
     def counted(self: step.Step, *arguments: Any) -> Any:
         nonlocal taken
@@ -141,12 +142,12 @@ def test_the_window_begins_behind_a_step_and_not_with_a_wait_for_the_device(
         time.sleep(1.0 if taken == 2 else 0)  # the last warm-up step is no part of the window
         return take(self, *arguments)
 
-    def noted(self: meter.Clock) -> None:
+    def noted(self: step_timer.Clock) -> None:
         waited_at.append(taken)
         together(self)
 
     monkeypatch.setattr(step.Step, "__call__", counted)
-    monkeypatch.setattr(meter.Clock, "together", noted)
+    monkeypatch.setattr(step_timer.Clock, "together", noted)
     log = run_once("out", calibrate=False, steps__profiled=0)
     assert waited_at == [0, 1, 6]  # before the first step and the last warm-up step, and at the end
     (window,) = named(log, "window")
@@ -194,7 +195,7 @@ def test_samples_of_the_window_come_into_the_log(
     samples = [{"monotonic_s": now + i / 1000, "gpu": 0, "power_w": i} for i in range(120_000)]
     path = tmp_path / "samples.jsonl"
     path.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
-    monkeypatch.setattr(telemetry, "FILE", str(path))
+    monkeypatch.setattr(gpu_telemetry, "FILE", str(path))
     log = run_once("out")
     (window,) = named(log, "window")
     times = [sample["t_s"] for sample in named(log, "telemetry")]

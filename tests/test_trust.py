@@ -7,12 +7,12 @@ from statistics import stdev
 import pytest
 import records
 
+from xdimo.analysis import comparability
+from xdimo.analysis.comparability import differing
+from xdimo.analysis.metrics import derive
+from xdimo.analysis.repeats import ratio_ci95, spread
 from xdimo.files import content_hash
-from xdimo.measure import compare
-from xdimo.measure.compare import differing
-from xdimo.measure.metrics import derive
-from xdimo.measure.records import read_run
-from xdimo.measure.repeats import ratio_ci95, spread
+from xdimo.records.reader import read_run
 from xdimo.report.summary import render
 
 HARDWARE = records.hardware()
@@ -92,7 +92,7 @@ def test_each_axis_in_which_two_runs_must_agree_is_named(tmp_path, axis, change)
 def test_records_of_another_flop_formula_cannot_be_compared(bench, monkeypatch):
     one = read_run(records.write_run(bench, "gpu_h200-bs1-r1"))
     formulas = iter(["model FLOPs 1", "model FLOPs 2"])
-    monkeypatch.setitem(compare.AXES, "FLOP formula", lambda spec: next(formulas))
+    monkeypatch.setitem(comparability.AXES, "FLOP formula", lambda spec: next(formulas))
     assert differing(one, one) == ["FLOP formula"]
 
 

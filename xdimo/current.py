@@ -6,11 +6,11 @@ The workflow asks this of each file, and makes again what is not current.
 from functools import cache
 from pathlib import Path
 
-from xdimo.config import Bench, Dataset, Hardware
+from xdimo.config.load import parse
+from xdimo.config.schema import Bench, Dataset, Hardware
 from xdimo.data.vae import locate
 from xdimo.errors import UserError
 from xdimo.files import content_hash, file_hash, read_json
-from xdimo.load import parse
 from xdimo.spec import (
     RunSpec,
     choice_path,

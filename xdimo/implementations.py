@@ -28,9 +28,9 @@ class Implementation:
 
 IMPLEMENTATIONS: dict[Name, Implementation] = {
     "reference": Implementation("xdimo.model.latte", "Latte", captured=False),
-    "dense": Implementation("xdimo.model.compiled", "DenseLatte"),
+    "dense": Implementation("xdimo.model.dense", "DenseLatte"),
     "fused": Implementation(
-        "xdimo.model.fused.latte", "FusedLatte", devices=("cuda",), precisions=("fp32", "bf16")
+        "xdimo.model.fused.network", "FusedLatte", devices=("cuda",), precisions=("fp32", "bf16")
     ),
 }
 

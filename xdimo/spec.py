@@ -13,7 +13,8 @@ from pydantic import (
     model_serializer,
 )
 
-from xdimo.config import (
+from xdimo.config.load import STEPS, naming, parse
+from xdimo.config.schema import (
     Bench,
     Cell,
     Mode,
@@ -28,7 +29,6 @@ from xdimo.config import (
 from xdimo.errors import UserError
 from xdimo.files import content_hash, file_hash, read_json
 from xdimo.implementations import IMPLEMENTATIONS, Device, Name, Precision
-from xdimo.load import STEPS, naming, parse
 
 SCHEMA = 1
 TRANSFORM = 1  # of xdimo.data.transform: raised when the same video gives other pixels

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from xdimo.errors import UserError
 
 if TYPE_CHECKING:
-    from xdimo.config import Bench
+    from xdimo.config.schema import Bench
 
 CONFIG = [Path("config/config.yaml")]
 
 
 def _bench(arguments: Namespace) -> "Bench":
-    from xdimo.load import load
+    from xdimo.config.load import load
 
     if getattr(arguments, "records", None) and arguments.config == CONFIG:
         arguments.config = [arguments.records / "config.json"]
@@ -48,11 +48,11 @@ def _vae_weights(weights: Path | str | None) -> Path | None:
 
 
 def fetch(arguments: Namespace) -> None:
-    from xdimo.config import Dataset
+    from xdimo.config.load import parse
+    from xdimo.config.schema import Dataset
     from xdimo.current import receipt
     from xdimo.data.fetch import fetch
     from xdimo.files import content_hash, write_text
-    from xdimo.load import parse
 
     if arguments.plan:
         dataset = parse(Dataset, _json(arguments.plan, "--plan"))
@@ -83,8 +83,8 @@ def manifest(arguments: Namespace) -> None:
 
 
 def latents(arguments: Namespace) -> None:
+    from xdimo.config.load import parse
     from xdimo.data.latents import build
-    from xdimo.load import parse
     from xdimo.spec import LatentsPlan, latents_plan, vae_spec
 
     if arguments.plan:
@@ -106,8 +106,8 @@ def latents(arguments: Namespace) -> None:
 
 
 def choose(arguments: Namespace) -> None:
+    from xdimo.config.load import load_hardware, parse
     from xdimo.files import alone
-    from xdimo.load import load_hardware, parse
     from xdimo.spec import ChoicePlan, choice_plan
     from xdimo.train.choose import choose, text
 
@@ -147,7 +147,7 @@ def spec(arguments: Namespace) -> None:
 
 
 def launch(arguments: Namespace) -> int:
-    from xdimo.load import load_hardware
+    from xdimo.config.load import load_hardware
     from xdimo.train.launch import launch
 
     return launch(
@@ -164,7 +164,7 @@ def launch(arguments: Namespace) -> int:
 
 
 def train(arguments: Namespace) -> None:
-    from xdimo.train.rank import run
+    from xdimo.train.worker import run
 
     run(
         arguments.spec,
@@ -177,10 +177,10 @@ def train(arguments: Namespace) -> None:
 
 
 def calibrate(arguments: Namespace) -> None:
-    from xdimo.config import Model
-    from xdimo.load import load_hardware, parse
+    from xdimo.config.load import load_hardware, parse
+    from xdimo.config.schema import Model
     from xdimo.spec import model_spec
-    from xdimo.train.calibrate import by_hand, text
+    from xdimo.train.instruments.calibration import by_hand, text
 
     model = model_spec(parse(Model, {"size": arguments.size}))
     if min(arguments.clips) < 1:
@@ -196,14 +196,14 @@ def calibrate(arguments: Namespace) -> None:
 
 
 def metrics(arguments: Namespace) -> None:
-    from xdimo.load import load_hardware
-    from xdimo.measure.metrics import write
+    from xdimo.analysis.metrics import write
+    from xdimo.config.load import load_hardware
 
     write(arguments.run_json, load_hardware(arguments.hardware), arguments.output)
 
 
 def report(arguments: Namespace) -> None:
-    from xdimo.load import load_hardware
+    from xdimo.config.load import load_hardware
     from xdimo.report.summary import render, write
 
     bench = _bench(arguments)
@@ -216,8 +216,8 @@ def report(arguments: Namespace) -> None:
 
 
 def plot(arguments: Namespace) -> None:
-    from xdimo.load import load_hardware
-    from xdimo.report.plots import draw
+    from xdimo.config.load import load_hardware
+    from xdimo.report.plots.draw import draw
 
     bench = _bench(arguments)
     folder = (arguments.records or Path(bench.results)) / "plots"
@@ -226,8 +226,8 @@ def plot(arguments: Namespace) -> None:
 
 
 def describe(arguments: Namespace) -> None:
-    from xdimo.config import Model, Vae
-    from xdimo.load import check_model, parse
+    from xdimo.config.load import check_model, parse
+    from xdimo.config.schema import Model, Vae
     from xdimo.model.describe import describe, text
     from xdimo.spec import model_spec
 
@@ -250,8 +250,8 @@ def describe(arguments: Namespace) -> None:
 
 
 def audit(arguments: Namespace) -> int:
-    from xdimo.load import load_hardware
-    from xdimo.report.audit import as_json, as_text, broken, collect
+    from xdimo.config.load import load_hardware
+    from xdimo.report.explain import as_json, as_text, broken, collect
 
     hardware = load_hardware(arguments.hardware)
     if arguments.card is not None and arguments.card not in hardware.cards:
@@ -276,8 +276,8 @@ def audit(arguments: Namespace) -> int:
 
 
 def doctor(arguments: Namespace) -> int:
-    from xdimo.cluster.look import look
-    from xdimo.load import load_hardware
+    from xdimo.config.load import load_hardware
+    from xdimo.doctor.login import look
 
     bench = _bench(arguments)
     hardware = load_hardware(bench.hardware)
@@ -285,11 +285,11 @@ def doctor(arguments: Namespace) -> int:
         if name not in bench.targets:
             raise UserError(f"{name!r} is no target; allowed: {', '.join(bench.targets)}")
     if arguments.here:
-        from xdimo.cluster.preflight import check
+        from xdimo.doctor.node import check
 
         findings = check(bench, hardware, arguments.here)
     elif arguments.on:
-        from xdimo.cluster.campaign import look_on
+        from xdimo.doctor.login import look_on
 
         override = _json(arguments.override, "--override")
         findings = look_on(bench, arguments.on, list(map(str, arguments.config)), override)
@@ -309,8 +309,8 @@ def doctor(arguments: Namespace) -> int:
 
 
 def status(arguments: Namespace) -> None:
-    from xdimo.cluster.campaign import site_of
-    from xdimo.cluster.watch import lines
+    from xdimo.scheduler.queue_session import site_of
+    from xdimo.scheduler.status import lines
 
     bench = _bench(arguments)
     for line in lines(bench, site_of(bench)):
@@ -318,14 +318,14 @@ def status(arguments: Namespace) -> None:
 
 
 def cancel(arguments: Namespace) -> None:
-    from xdimo.cluster.campaign import cancel
+    from xdimo.scheduler.queue_session import cancel
 
     bench = _bench(arguments)
     print(cancel(bench, arguments.names))
 
 
 def keep(arguments: Namespace) -> None:
-    from xdimo.load import load_hardware
+    from xdimo.config.load import load_hardware
     from xdimo.report.keep import keep
 
     bench = _bench(arguments)
@@ -335,7 +335,7 @@ def keep(arguments: Namespace) -> None:
 
 
 def history(arguments: Namespace) -> None:
-    from xdimo.load import load_hardware
+    from xdimo.config.load import load_hardware
     from xdimo.report.history import add
 
     bench = _bench(arguments)

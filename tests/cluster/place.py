@@ -17,11 +17,11 @@ import yaml
 
 from tests.cluster.slurm import NODES, Slurm, shims
 from tests.conftest import ROOT
-from xdimo.cluster.ledger import Ledger
-from xdimo.config import Bench
+from xdimo.config.load import load
+from xdimo.config.schema import Bench
 from xdimo.files import write_json
-from xdimo.load import load
 from xdimo.outcome import ANSWERS
+from xdimo.scheduler.submissions import Ledger
 from xdimo.spec import plan, resolve
 
 CARDS = {"gpu_6000ada": 8, "gpu_h200": 5, "gpu_pro6000": 7}

@@ -11,7 +11,7 @@ from tests.cluster.place import HOSTS, place
 from tests.cluster.slurm import Slurm, shims
 from tests.conftest import ROOT, SMALL
 from tests.videos import write_video
-from xdimo.load import load
+from xdimo.config.load import load
 
 
 def test_videos_to_tables_through_the_queue(slurm: Slurm, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from xdimo.measure.events import Calibration, Ledger
+from xdimo.records.events import Calibration, Ledger
 
 # A card whose plain products differ by more from before to after was not the same card.
 DRIFTED = 0.05

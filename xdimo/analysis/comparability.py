@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from xdimo.measure.records import Record
 from xdimo.model.flops import FORMULA
+from xdimo.records.reader import Record
 from xdimo.spec import RunSpec
 
 # Axis -> what must be the same. Batch, implementation, clocks and code are shown beside a speedup:

@@ -5,15 +5,14 @@ from typing import Any
 
 import pandas as pd
 
-from xdimo.config import Hardware
+from xdimo.analysis import calibration_summary, telemetry_summary
+from xdimo.analysis.throughput import throughput
+from xdimo.config.schema import Hardware
 from xdimo.errors import UserError
 from xdimo.files import content_hash, write_json
-from xdimo.measure import ceiling, telemetry
-from xdimo.measure.claims import TERA
-from xdimo.measure.records import Log, Record, read_run
-from xdimo.measure.throughput import throughput
-from xdimo.model.flops import FORMULA, model_flops
+from xdimo.model.flops import FORMULA, TERA, model_flops
 from xdimo.outcome import mark_named
+from xdimo.records.reader import Log, Record, read_run
 from xdimo.spec import RunSpec
 
 
@@ -37,12 +36,14 @@ def derive(record: Record, hardware: Hardware) -> dict[str, Any]:
     if run.outcome == "ok" and record.log is not None:
         speed = throughput(record.log, spec.global_batch, spec.tokens_per_clip)
         metrics |= speed | _memory(record.log) | _loss(record.log)
-        metrics |= ceiling.ceiling(record.log.calibrations) | ceiling.ledger(record.log.ledger)
+        metrics |= calibration_summary.ceiling(
+            record.log.calibrations
+        ) | calibration_summary.ledger(record.log.ledger)
         metrics |= _utilisation(record.log, spec, hardware, speed["samples_per_s"])
         metrics["mfu_measured"] = _share(
             metrics["model_tflops_per_s"], spec.gpus, metrics["gemm_tflops"]
         )
-        metrics |= telemetry.telemetry(record.log.telemetry, speed["samples_per_s"])
+        metrics |= telemetry_summary.telemetry(record.log.telemetry, speed["samples_per_s"])
         metrics["flags"] = _flags(record, hardware, metrics)
     return metrics
 
@@ -168,9 +169,9 @@ def _flags(record: Record, hardware: Hardware, metrics: dict[str, Any]) -> list[
     if outside > OUTSIDE and metrics["between_steps_s"] > OUTSIDE_S:
         flags.append(f"outside the steps: {100 * outside:.0f} %")
     # Of each rank the loop, a thread for copies or collectives, and its loaders.
-    flags += telemetry.flags(metrics, own_load=spec.gpus * (2 + spec.workers))
+    flags += telemetry_summary.flags(metrics, own_load=spec.gpus * (2 + spec.workers))
     if spec.device == "cuda":  # what a CPU gives to plain work, nobody keeps steady
-        flags += ceiling.flags(metrics)
+        flags += calibration_summary.flags(metrics)
     if record.run.code.dirty:
         flags.append("code dirty")
     if record.run.code.unknown:

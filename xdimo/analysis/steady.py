@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr
 
-from xdimo.measure.interval import scatter
+from xdimo.analysis.confidence import scatter
 
 FEWEST_STEPS = 20  # below, nothing can be said
 CHANCE = 1e-4

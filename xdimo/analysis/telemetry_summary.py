@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from xdimo.measure.events import Telemetry
+from xdimo.records.events import Telemetry
 
 # A process that has so much as opened a card takes more of its memory.
 CARD_IN_USE_GIB = 0.25

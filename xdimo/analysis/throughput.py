@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xdimo.measure import steady
-from xdimo.measure.classes import CLASSES, classes
-from xdimo.measure.interval import mean
-from xdimo.measure.records import Log
+from xdimo.analysis import steady
+from xdimo.analysis.confidence import mean
+from xdimo.analysis.step_classes import CLASSES, classes
+from xdimo.records.reader import Log
 
 Floats = NDArray[np.float64]
 Numbers = NDArray[np.int64]

@@ -6,13 +6,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from xdimo.config import SIZES
+from xdimo.config.schema import SIZES
 from xdimo.errors import UserError
 from xdimo.files import read_text
-from xdimo.model.flops import model_flops
+from xdimo.model.flops import TERA, model_flops
 from xdimo.spec import ModelSpec
 
-TERA = 1e12
 COLUMNS = [
     "hardware",
     "card",

@@ -7,10 +7,11 @@ mistakes win, then the nearest figure. What nothing explains stays unexplained.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from xdimo.config import Hardware
-from xdimo.measure.claims import TERA, Row, Sample, sample_of
-from xdimo.measure.figure import Figure
-from xdimo.measure.formulas import CLOSED_FORMS, MISTAKES, miscounts, training_flops
+from xdimo.audit.claims import Row, Sample, sample_of
+from xdimo.audit.figure import Figure
+from xdimo.audit.formulas import CLOSED_FORMS, MISTAKES, miscounts, training_flops
+from xdimo.config.schema import Hardware
+from xdimo.model.flops import TERA
 
 # Peaks that programs put in for any card. TFLOP/s, dense, FP16 with FP32 accumulation, data sheets.
 HABITUAL_PEAKS = {"A100": 312.0, "V100": 125.0}

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from xdimo.analysis import steady
+from xdimo.analysis.confidence import mean
+from xdimo.audit.figure import Figure
 from xdimo.errors import UserError
-from xdimo.measure import steady
-from xdimo.measure.figure import Figure
-from xdimo.measure.interval import mean
 
 SOURCE = "text log"
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from xdimo.config import Bench, Hardware, Model, Target, dimensions
+from xdimo.config.schema import Bench, Hardware, Model, Target, dimensions
 from xdimo.errors import FileError, UserError
 from xdimo.files import read_text
 from xdimo.implementations import IMPLEMENTATIONS, refusal

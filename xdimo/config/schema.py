@@ -1,4 +1,4 @@
-"""The typed configuration: every key, its unit and default. xdimo.load reads and checks it.
+"""The typed configuration: every key, its unit and default. xdimo.config.load reads and checks it.
 
 A target is one hardware type with its queue; a variant is one batch size; a cell is target x
 variant; a run is one fresh process group that trains one cell once (a cell has several: repeats).

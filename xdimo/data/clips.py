@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from xdimo.data.decode import Reader, open_video
 from xdimo.data.latents import LatentsReader, open_latents
 from xdimo.data.manifest import Manifest, Video
 from xdimo.data.manifest import read as read_manifest
 from xdimo.data.transform import mirrored, resized
 from xdimo.data.vae import encode
+from xdimo.data.video_reader import Reader, open_video
 from xdimo.errors import DataError, UserError
 from xdimo.spec import RunSpec
 

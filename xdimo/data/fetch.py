@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from xdimo.config import Package
+from xdimo.config.schema import Package
 from xdimo.errors import DataError, UserError
 from xdimo.files import file_hash, read_json, whole, write_json
 

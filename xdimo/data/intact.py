@@ -11,7 +11,7 @@ from typing import Any
 import av
 from av.container import InputContainer
 
-from xdimo.data.decode import FILES_ONLY, Timeline, open_container
+from xdimo.data.video_reader import FILES_ONLY, Timeline, open_container
 
 # Their demuxers read files or addresses other than the one that was opened.
 LISTS = frozenset(["concat", "dash", "hls", "imf", "mlv", "rtp", "rtsp", "sap", "sdp", "vobsub"])

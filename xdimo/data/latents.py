@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from xdimo.config import Strict
-from xdimo.data.decode import open_video
+from xdimo.config.load import parse
+from xdimo.config.schema import Strict
 from xdimo.data.manifest import Video, dataset_of
 from xdimo.data.manifest import read as read_manifest
 from xdimo.data.progress import progress
+from xdimo.data.video_reader import open_video
 from xdimo.errors import DataError, UserError
 from xdimo.files import file_hash, read_json, whole, write_json
-from xdimo.load import parse
 from xdimo.spec import TRANSFORM, Part, VaeSpec, latents_name
 
 if TYPE_CHECKING:  # the index can be read without torch

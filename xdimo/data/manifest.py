@@ -11,23 +11,15 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from xdimo.config import Strict
+from xdimo.config.load import parse
+from xdimo.config.schema import Strict
 from xdimo.data import probe
-from xdimo.data.decode import Decoder, Index
 from xdimo.data.guard import ChildFailed, guarded, preload
 from xdimo.data.progress import progress
-from xdimo.data.videos import (
-    PROBE,
-    list_videos,
-    looks,
-    name_of,
-    path_of,
-    remember,
-    stamp,
-)
+from xdimo.data.video_reader import Decoder, Index
+from xdimo.data.videos import PROBE, list_videos, looks, name_of, path_of, remember, stamp
 from xdimo.errors import DataError, UserError
 from xdimo.files import content_hash, file_hash, read_json, write_json
-from xdimo.load import parse
 
 Status = Literal["usable", "short", "duplicate", "unreadable"]
 

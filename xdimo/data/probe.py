@@ -16,16 +16,6 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from xdimo.data.decode import (
-    DecordReader,
-    Index,
-    PyavReader,
-    Reader,
-    Timeline,
-    open_stream,
-    read_timeline,
-    rgb,
-)
 from xdimo.data.intact import (
     NotAVideo,
     messages,
@@ -37,6 +27,16 @@ from xdimo.data.intact import (
     require_one_file,
     require_pictures,
     require_uncut,
+)
+from xdimo.data.video_reader import (
+    DecordReader,
+    Index,
+    PyavReader,
+    Reader,
+    Timeline,
+    open_stream,
+    read_timeline,
+    rgb,
 )
 from xdimo.errors import DataError
 from xdimo.files import file_hash

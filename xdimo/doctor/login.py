@@ -2,22 +2,25 @@
 
 import importlib
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from xdimo.cluster.admission import Limits, admit
-from xdimo.cluster.campaign import site_of
-from xdimo.cluster.dialects import Job
-from xdimo.cluster.finding import Finding
-from xdimo.cluster.hosts import Host, free_cards, out_of_service
-from xdimo.cluster.ledger import Ledger
-from xdimo.cluster.site import Silent, Site
-from xdimo.config import Bench, Hardware
+from xdimo.config.schema import Bench, Hardware
 from xdimo.data.vae import locate
 from xdimo.data.videos import list_videos
+from xdimo.doctor.finding import Finding
 from xdimo.errors import UserError
+from xdimo.files import read_json
+from xdimo.scheduler.admission import Limits, admit
+from xdimo.scheduler.dialects import Job
+from xdimo.scheduler.hosts import Host, free_cards, out_of_service
+from xdimo.scheduler.queue_session import open_spool, preflight, site_of
+from xdimo.scheduler.site import Silent, Site
+from xdimo.scheduler.submissions import Ledger
 from xdimo.train.machine import cards_here
 
 DISK_GIB = 20  # FaceForensics' latents are near 10 GB
@@ -46,6 +49,33 @@ def look(bench: Bench, hardware: Hardware, transcript: Path | None) -> Iterator[
     yield from _disk(bench)
     yield from memory_claims(bench, hardware)
     yield from _cards(bench, hardware)
+
+
+def look_on(
+    bench: Bench, name: str, configs: Sequence[str], override: Mapping[str, Any]
+) -> Iterator[Finding]:
+    """Submits the job that looks at a target, waits for it, and gives what it found.
+
+    Raises UserError where the scheduler does not answer before it is submitted.
+    """
+    spool = open_spool(bench, configs, override, say=lambda message: print(message, flush=True))
+    work = preflight(bench, name, configs, override)
+    try:
+        spool.add(work)
+        while work.name in spool.waiting or work.name in spool.live:
+            spool.poll()
+            if spool.silent and work.name in spool.waiting:
+                raise UserError("the scheduler does not answer; nothing was submitted")
+            time.sleep(bench.queue.poll_s)
+    finally:
+        spool.shut()
+    if not work.answer.exists():
+        entry = spool.ledger.newest(work.name)
+        folder = entry.folder if entry else spool.ledger.folder
+        yield Finding(False, f"the job ended without a word; {folder} has its output")
+        return
+    for line in read_json(work.answer)["lines"]:
+        yield Finding(**line)
 
 
 def _queue(bench: Bench, site: Site) -> Iterator[Finding]:

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from xdimo.cluster.finding import Finding
-from xdimo.config import Bench, Card, Hardware, Target
+from xdimo.config.schema import Bench, Card, Hardware, Target
 from xdimo.data.vae import locate
+from xdimo.doctor.finding import Finding
 from xdimo.errors import UserError
 from xdimo.files import read_json, write_json
 from xdimo.spec import dataset_in, plan, resolve

@@ -12,6 +12,7 @@ from xdimo.implementations import Name
 from xdimo.spec import ModelSpec
 
 # Changes with what is counted: figures made by different formulas are not compared.
+TERA = 1e12
 FORMULA = "2 a multiply-add; products only; top-k experts; training = 3 x forward"
 
 MLP_RATIO = 4  # hidden width of an MLP or expert, in widths

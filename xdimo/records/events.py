@@ -1,10 +1,10 @@
-"""The lines of log.jsonl and the facts of run.json, typed. xdimo.train.record says what each is."""
+"""The lines of log.jsonl and the facts of run.json, typed. `writer` says what each is."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from xdimo.config import Mode
+from xdimo.config.schema import Mode
 from xdimo.implementations import Precision
 from xdimo.outcome import Outcome
 

@@ -11,7 +11,8 @@ from pydantic_core import from_json
 
 from xdimo.errors import UserError
 from xdimo.files import read_bytes
-from xdimo.measure.events import (
+from xdimo.outcome import ANSWERS
+from xdimo.records.events import (
     EVENT,
     Calibration,
     Checkpoint,
@@ -25,9 +26,8 @@ from xdimo.measure.events import (
     Telemetry,
     Window,
 )
-from xdimo.measure.rules import Case, Finding, findings
-from xdimo.measure.steady import NEWEST
-from xdimo.outcome import ANSWERS
+from xdimo.records.rules import Case, Finding, findings
+from xdimo.records.writer import SCHEMA
 from xdimo.spec import RunSpec, read_spec
 
 READABLE = "every line is a known event"
@@ -50,7 +50,7 @@ class Log:
     calibrations: tuple[Calibration, ...] = ()
     telemetry: tuple[Telemetry, ...] = ()
     ledger: Ledger | None = None
-    schema: int = NEWEST
+    schema: int = SCHEMA
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _unreadable(path: Path) -> str | None:
 def read_run(folder: Path) -> Record:
     """The record of the run in ``folder`` (which holds its spec.json).
 
-    Raises UserError where nothing has ended yet, and with the first rule (xdimo.measure.rules)
+    Raises UserError where nothing has ended yet, and with the first rule (xdimo.records.rules)
     that the record breaks.
     """
     case, torn = _case(folder)
@@ -222,7 +222,7 @@ def _gather(case: Case) -> Log:
         calibrations=tuple(calibration for _, calibration in case.of(Calibration)),
         telemetry=tuple(sample for _, sample in case.of(Telemetry)),
         ledger=case.last(Ledger),
-        schema=header.schema_version if header else NEWEST,
+        schema=header.schema_version if header else SCHEMA,
     )
 
 

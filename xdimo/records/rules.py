@@ -10,7 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from xdimo.measure.events import (
+from xdimo.model.flops import parameters
+from xdimo.records.events import (
     Calibration,
     Checkpoint,
     Ending,
@@ -24,7 +25,6 @@ from xdimo.measure.events import (
     Telemetry,
     Window,
 )
-from xdimo.model.flops import parameters
 from xdimo.spec import RunSpec
 
 # Steps are timed on the device, the window on the host: two clocks.

@@ -21,7 +21,7 @@ effective    settings once more, with what only the steps could show: gpus, matm
              seen
 footer       steps, wall_s: nothing follows
 
-The header's schema also chooses the rules by which xdimo.measure.steady judges the steps.
+The header's schema also chooses the rules by which xdimo.analysis.steady judges the steps.
 """
 
 import json

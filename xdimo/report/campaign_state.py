@@ -9,15 +9,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from xdimo.config import Bench, Cell, Hardware, dimensions
+from xdimo.analysis.comparability import differing
+from xdimo.analysis.metrics import OTHER_CARD, derive, other_card
+from xdimo.analysis.repeats import Spread, ratio_ci95, spread
+from xdimo.analysis.throughput import unsteady_text
+from xdimo.config.load import naming, parse
+from xdimo.config.schema import Bench, Cell, Hardware, dimensions
 from xdimo.errors import UserError
 from xdimo.files import read_json
-from xdimo.load import naming, parse
-from xdimo.measure.compare import differing
-from xdimo.measure.metrics import OTHER_CARD, derive, other_card
-from xdimo.measure.records import Attempt, Record, attempts, outcome_path, read_run
-from xdimo.measure.repeats import Spread, ratio_ci95, spread
-from xdimo.measure.throughput import unsteady_text
+from xdimo.records.reader import Attempt, Record, attempts, outcome_path, read_run
 from xdimo.spec import as_planned, implementation_of, plan, read_spec
 
 

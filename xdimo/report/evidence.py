@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from xdimo.measure.classes import CLASSES
-from xdimo.report import figures
-from xdimo.report.cells import CellState, Survey
+from xdimo.analysis.step_classes import CLASSES
+from xdimo.report import number_format
+from xdimo.report.campaign_state import CellState, Survey
 from xdimo.report.tables import Table, cell_link, run_link
 from xdimo.report.words import Words
 from xdimo.spec import RunSpec
@@ -36,7 +36,7 @@ def classes_table(view: Survey, words: Words) -> Table:
 def _class(told: dict[str, Any] | None, words: Words) -> str:
     if told is None:
         return ""
-    return f"{told['steps']} × {figures.number(1000 * told['median_s'], words)} ms"
+    return f"{told['steps']} × {number_format.number(1000 * told['median_s'], words)} ms"
 
 
 def ceilings_table(view: Survey, words: Words) -> Table:
@@ -51,11 +51,11 @@ def ceilings_table(view: Survey, words: Words) -> Table:
                 cell_link(view, cell),
                 _against(metrics, "declared", words),
                 _against(metrics, "tensor", words),
-                figures.percent(metrics["mfu_measured"], words),
-                figures.number(metrics["gemm_tflops"], words),
-                figures.change(metrics["gemm_change"], words),
-                figures.number(metrics["copy_gb_s"], words),
-                figures.number(metrics["all_reduce_gb_s"], words),
+                number_format.percent(metrics["mfu_measured"], words),
+                number_format.number(metrics["gemm_tflops"], words),
+                number_format.change(metrics["gemm_change"], words),
+                number_format.number(metrics["copy_gb_s"], words),
+                number_format.number(metrics["all_reduce_gb_s"], words),
             ]
         )
     return table
@@ -65,7 +65,7 @@ def _against(metrics: dict[str, Any], peak: str, words: Words) -> str:
     share, tflops = metrics[f"mfu_{peak}"], metrics[f"peak_{peak}_tflops"]
     if share is None:
         return words("unknown")
-    return f"{figures.percent(share, words)} ({figures.plain(tflops)})"
+    return f"{number_format.percent(share, words)} ({number_format.plain(tflops)})"
 
 
 def cards_table(view: Survey, words: Words) -> Table:
@@ -84,10 +84,10 @@ def cards_table(view: Survey, words: Words) -> Table:
                 _clock(metrics, words),
                 _whole(metrics["memory_mhz_median"], words),
                 _whole(metrics["power_w"], words),
-                figures.number(metrics["joules_per_sample"], words, digits=3),
+                number_format.number(metrics["joules_per_sample"], words, digits=3),
                 ", ".join(held) or words("no"),
                 " / ".join(_whole(value, words) for value in others),
-                figures.number(metrics["host_load"], words, digits=2),
+                number_format.number(metrics["host_load"], words, digits=2),
                 " / ".join(_whole(value, words) for value in links),
             ]
         )
@@ -116,9 +116,9 @@ def drift_table(view: Survey, words: Words) -> Table:
         table.rows.append(
             [
                 run_link(view, run),
-                figures.number(metrics["window_s"], words, digits=3),
-                " → ".join(figures.number(1000 * value, words) for value in (start, end)),
-                figures.change(end / start - 1, words),
+                number_format.number(metrics["window_s"], words, digits=3),
+                " → ".join(number_format.number(1000 * value, words) for value in (start, end)),
+                number_format.change(end / start - 1, words),
                 _start_to_end(metrics, "temperature_c", words),
                 _start_to_end(metrics, "sm_mhz", words),
             ]
@@ -159,9 +159,11 @@ def shares_table(view: Survey, words: Words) -> Table:
         table.rows.append(
             [
                 cell_link(view, cell),
-                figures.number(1000 * metrics["ledger_step_s"], words),
-                figures.change(metrics["ledger_step_s"] / metrics["median_step_s"] - 1, words),
-                *(figures.percent(shares.get(name, 0.0), words) for name in PARTS),
+                number_format.number(1000 * metrics["ledger_step_s"], words),
+                number_format.change(
+                    metrics["ledger_step_s"] / metrics["median_step_s"] - 1, words
+                ),
+                *(number_format.percent(shares.get(name, 0.0), words) for name in PARTS),
             ]
         )
     return table
@@ -187,8 +189,8 @@ def comparison_table(view: Survey, words: Words) -> Table:
                 precision(record.spec, words),
                 record.spec.data.mode,
                 _clock(metrics, words),
-                words("unknown") if ratio is None else figures.times(ratio),
-                figures.ratios(interval, words),
+                words("unknown") if ratio is None else number_format.times(ratio),
+                number_format.ratios(interval, words),
                 _reference(view, cell.cell.name, words),
             ]
         )
@@ -212,4 +214,4 @@ def _in_reference(view: Survey, name: str) -> str:
 def _reference(view: Survey, name: str, words: Words) -> str:
     """Both cells in the reference implementation: tuned kernels favour one card."""
     ratio = view.speedup(_in_reference(view, name), _in_reference(view, view.bench.baseline))
-    return words("pending") if ratio is None else figures.times(ratio)
+    return words("pending") if ratio is None else number_format.times(ratio)

@@ -4,8 +4,8 @@ from os.path import relpath
 from pathlib import Path
 from typing import Any
 
-from xdimo.measure.claims import Row
-from xdimo.report.cells import CellState, Run, Survey
+from xdimo.audit.claims import Row
+from xdimo.report.campaign_state import CellState, Run, Survey
 from xdimo.report.provenance import codes, excluded_videos
 
 

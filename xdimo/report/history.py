@@ -5,12 +5,12 @@ import io
 from os.path import lexists
 from pathlib import Path
 
-from xdimo.config import SIZES, Bench, Hardware
+from xdimo.audit.claims import read
+from xdimo.config.schema import SIZES, Bench, Hardware
 from xdimo.errors import UserError
 from xdimo.files import write_text
-from xdimo.measure.claims import read
-from xdimo.measure.records import Record
-from xdimo.report.cells import CellState, survey
+from xdimo.records.reader import Record
+from xdimo.report.campaign_state import CellState, survey
 from xdimo.spec import RunSpec
 
 

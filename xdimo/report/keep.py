@@ -4,12 +4,12 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from xdimo.config import Bench, Hardware
+from xdimo.analysis.metrics import write as write_metrics
+from xdimo.config.load import read_yaml
+from xdimo.config.schema import Bench, Hardware
 from xdimo.errors import UserError
 from xdimo.files import whole, write_json
-from xdimo.load import read_yaml
-from xdimo.measure.metrics import write as write_metrics
-from xdimo.report.plots import draw
+from xdimo.report.plots.draw import draw
 from xdimo.report.sources import RECORD
 from xdimo.report.summary import render, write
 

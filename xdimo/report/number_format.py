@@ -3,7 +3,7 @@
 from math import floor, log10
 from typing import Any
 
-from xdimo.config import Card
+from xdimo.config.schema import Card
 from xdimo.report.words import Words
 
 

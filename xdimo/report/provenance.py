@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from xdimo.measure.events import Code, Header
-from xdimo.report import figures
-from xdimo.report.cells import Manifest, Run, Survey, Video
+from xdimo.records.events import Code, Header
+from xdimo.report import number_format
+from xdimo.report.campaign_state import Manifest, Run, Survey, Video
 from xdimo.report.markdown import code, inline
 from xdimo.report.tables import Table
 from xdimo.report.words import Words
@@ -72,7 +72,7 @@ def cards(view: Survey, words: Words) -> str:
                 [
                     card.label,
                     device,
-                    f"{figures.plain(peak)} ({kind})" if peak else words("unknown"),
+                    f"{number_format.plain(peak)} ({kind})" if peak else words("unknown"),
                     _stated(card.declared_peak_tflops, words),
                     f"{_stated(card.memory_gb, words)}, {_stated(card.bandwidth_gb_s, words)}",
                     "; ".join(f"{key}: {source}" for key, source in card.sources.items()),
@@ -82,7 +82,7 @@ def cards(view: Survey, words: Words) -> str:
 
 
 def _stated(value: float | None, words: Words) -> str:
-    return words("unknown") if value is None else figures.plain(value)
+    return words("unknown") if value is None else number_format.plain(value)
 
 
 def versions(view: Survey, words: Words) -> Iterable[str]:

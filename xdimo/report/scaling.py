@@ -1,7 +1,7 @@
 """One card, several, at the same clips a GPU: what each further one brings."""
 
-from xdimo.report import figures
-from xdimo.report.cells import CellState, Survey
+from xdimo.report import number_format
+from xdimo.report.campaign_state import CellState, Survey
 from xdimo.report.tables import Table, cell_link
 from xdimo.report.words import Words
 
@@ -24,8 +24,8 @@ def scaling_table(view: Survey, words: Words) -> Table:
                 [
                     cell_link(view, cell),
                     f"{gpus}",
-                    figures.number(cell.metrics["samples_per_s"], words),
-                    figures.times(ratio),
+                    number_format.number(cell.metrics["samples_per_s"], words),
+                    number_format.times(ratio),
                     f"{100 * ratio * fewest / gpus:.1f} %",
                 ]
             )

@@ -6,7 +6,7 @@ from os.path import relpath
 from pathlib import Path
 from typing import Any
 
-from xdimo.config import Bench
+from xdimo.config.schema import Bench
 from xdimo.errors import UserError
 from xdimo.files import content_hash, file_hash, read_json
 from xdimo.report import PLOTS, TABLES

@@ -9,14 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from xdimo.config import Bench, Hardware
+from xdimo.audit import claims
+from xdimo.config.schema import Bench, Hardware
 from xdimo.errors import UserError
 from xdimo.files import content_hash, text_hash, write_json, write_text
-from xdimo.measure import claims
-from xdimo.measure.claims import TERA
-from xdimo.model.flops import model_flops, parameters, tokens_per_frame
-from xdimo.report import PLOTS, export, figures, provenance, tables, trust
-from xdimo.report.cells import CellState, Survey, survey
+from xdimo.model.flops import TERA, model_flops, parameters, tokens_per_frame
+from xdimo.report import PLOTS, evidence, export, number_format, provenance, tables
+from xdimo.report.campaign_state import CellState, Survey, survey
 from xdimo.report.markdown import inline, link
 from xdimo.report.scaling import scaling_table
 from xdimo.report.sources import made_from
@@ -161,7 +160,7 @@ def _definitions(bench: Bench, words: Words) -> list[str]:
         parameters=f"{parameters(model, **shape).total:,}",
         tokens=f"{tokens:,}",
         frames=shape["frames"],
-        flops=figures.number(model_flops(model, **shape).training / TERA, words),
+        flops=number_format.number(model_flops(model, **shape).training / TERA, words),
         baseline=bench.baseline,
     )
 
@@ -183,12 +182,12 @@ def _trust(view: Survey, words: Words) -> Iterable[str]:
     """Tables that say why the figures may be believed; those of which anything is known."""
     shown = 0
     for name, table in (
-        ("classes", trust.classes_table(view, words)),
-        ("comparison", trust.comparison_table(view, words)),
-        ("ceilings", trust.ceilings_table(view, words)),
-        ("under_load", trust.cards_table(view, words)),
-        ("drift", trust.drift_table(view, words)),
-        ("shares", trust.shares_table(view, words)),
+        ("classes", evidence.classes_table(view, words)),
+        ("comparison", evidence.comparison_table(view, words)),
+        ("ceilings", evidence.ceilings_table(view, words)),
+        ("under_load", evidence.cards_table(view, words)),
+        ("drift", evidence.drift_table(view, words)),
+        ("shares", evidence.shares_table(view, words)),
     ):
         if table.rows:
             shown += 1
@@ -231,9 +230,9 @@ def _history(past: list[claims.Row], folder: Path, words: Words) -> tables.Table
             [
                 *(text[name] for name in ("hardware", "gpus", "global_batch", "steps_per_s")),
                 text["claimed_tflops"] or words("unknown"),
-                figures.number(row.tflops, words, digits=3),
+                number_format.number(row.tflops, words, digits=3),
                 f"{claimed} %" if claimed else words("unknown"),
-                figures.percent(row.mfu, words),
+                number_format.percent(row.mfu, words),
                 *(text[name] for name in ("precision", "data_mode", "declared_model")),
                 *(text[name] for name in ("effective_model", "confidence", "note")),
                 link(Path(record).name, Path(record), folder) if record else "",

@@ -8,11 +8,11 @@ from typing import Any
 
 from tabulate import tabulate
 
-from xdimo.config import Bench
-from xdimo.measure.records import Attempt
+from xdimo.config.schema import Bench
 from xdimo.model.flops import parameters
-from xdimo.report import figures
-from xdimo.report.cells import CellState, Run, Survey
+from xdimo.records.reader import Attempt
+from xdimo.report import number_format
+from xdimo.report.campaign_state import CellState, Run, Survey
 from xdimo.report.markdown import code, escaped, inline, link
 from xdimo.report.words import Words
 from xdimo.spec import ModelSpec, model_spec
@@ -119,16 +119,16 @@ def _row(survey: Survey, cell: CellState, words: Words) -> list[str]:
     hardware = f"{target.gpus} × {label}, `{cell.cell.name}`{_mark(cell)}"
     if metrics is None:
         model, shape = model_of(survey.bench)
-        count = figures.parameters(parameters(model, **shape).total)
+        count = number_format.parameters(parameters(model, **shape).total)
         state, word = _once(cell, words)
-        return [hardware, count, state, figures.card_peak(card, words), word, word, word]
+        return [hardware, count, state, number_format.card_peak(card, words), word, word, word]
     return [
         hardware,
-        figures.parameters(metrics["parameters"]),
-        figures.memory(metrics, words),
-        figures.measured_peak(metrics, words),
-        figures.throughput(metrics, words),
-        figures.mfu(metrics, words),
+        number_format.parameters(metrics["parameters"]),
+        number_format.memory(metrics, words),
+        number_format.measured_peak(metrics, words),
+        number_format.throughput(metrics, words),
+        number_format.mfu(metrics, words),
         _speedup(survey, cell.cell.name, survey.bench.baseline, words),
     ]
 
@@ -146,7 +146,7 @@ def _speedup(survey: Survey, name: str, over: str, words: Words) -> str:
     if ratio is None:
         return _waits(survey, name if survey.cells[name].metrics is None else over, words)
     suffix = f" ({words('baseline')})" if name == survey.bench.baseline else ""
-    return figures.times(ratio) + suffix
+    return number_format.times(ratio) + suffix
 
 
 def _waits(survey: Survey, name: str, words: Words) -> str:
@@ -215,10 +215,10 @@ def _pace(cell: CellState, words: Words) -> list[str]:
         state, word = _once(cell, words)
         return [state, word, word, word]
     return [
-        figures.number(metrics["samples_per_s"], words),
-        figures.number(1000 * metrics["median_step_s"], words),
-        figures.percent(metrics["data_wait_share"], words),
-        figures.mfu(metrics, words),
+        number_format.number(metrics["samples_per_s"], words),
+        number_format.number(1000 * metrics["median_step_s"], words),
+        number_format.percent(metrics["data_wait_share"], words),
+        number_format.mfu(metrics, words),
     ]
 
 
@@ -230,7 +230,7 @@ def hours_table(survey: Survey, words: Words) -> Table:
         if metrics is not None:
             pace = metrics["steps_per_s"]
             hours = [steps / pace / 3600 for steps in (1e4, 1e6)]
-            shown = [figures.number(value, words) for value in (pace, *hours)]
+            shown = [number_format.number(value, words) for value in (pace, *hours)]
             table.rows.append([cell_link(survey, survey.cells[name]), *shown])
     return table
 
@@ -258,12 +258,12 @@ def cells_table(survey: Survey, config_path: str, words: Words) -> Table:
         if spread is not None:
             interval = spread.mean_ci95
             values = [
-                figures.number(spread.median, words),
-                figures.interval(spread.low, spread.high, words),
-                figures.interval(*interval, words) if interval else words("unknown"),
-                figures.percent(spread.cv, words),
+                number_format.number(spread.median, words),
+                number_format.interval(spread.low, spread.high, words),
+                number_format.interval(*interval, words) if interval else words("unknown"),
+                number_format.percent(spread.cv, words),
                 _speedup(survey, name, survey.bench.baseline, words),
-                figures.ratios(survey.speedup_ci95(name, survey.bench.baseline), words),
+                number_format.ratios(survey.speedup_ci95(name, survey.bench.baseline), words),
             ]
         state = state_text(cell.state, cell.note, words)
         repeats = f"{len(cell.measured)} / {len(cell.runs)}"
@@ -291,13 +291,13 @@ def _run_row(survey: Survey, run: Run, words: Words) -> list[str]:
     values = [""] * 6
     if run.state == "ok" and run.metrics:
         metrics = run.metrics
-        loss = [figures.number(metrics[key], words) for key in ("loss_start", "loss_end")]
+        loss = [number_format.number(metrics[key], words) for key in ("loss_start", "loss_end")]
         values = [
-            figures.number(metrics["samples_per_s"], words),
+            number_format.number(metrics["samples_per_s"], words),
             _interval(metrics, words),
-            figures.number(1000 * metrics["median_step_s"], words),
-            figures.memory(metrics, words),
-            figures.percent(metrics["data_wait_share"], words),
+            number_format.number(1000 * metrics["median_step_s"], words),
+            number_format.memory(metrics, words),
+            number_format.percent(metrics["data_wait_share"], words),
             " → ".join(loss),
         ]
     return [f"`{run.name}`", state, ran, *who, *values, _link(survey.folder, run)]
@@ -307,9 +307,9 @@ def _interval(metrics: dict[str, Any], words: Words) -> str:
     """Of one run's samples/s, or why it has none."""
     interval, short = metrics["samples_per_s_ci95"], metrics["window_too_short"]
     if interval:
-        return figures.interval(interval[0], interval[1], words)
+        return number_format.interval(interval[0], interval[1], words)
     if count := short.get("long_steps"):
-        share = figures.percent(short["long_share"], words)
+        share = number_format.percent(short["long_share"], words)
         return words("long_steps", count=count, n=short["n"], share=share)
     return words("too_short", n=short["n"], tau=f"{short['tau']:.1f}")
 
@@ -366,7 +366,7 @@ def _notes(cell: CellState) -> Iterator[tuple[str, Callable[[Words], str]]]:
 
 
 def _scattered_text(cv: float | None, words: Words) -> str:
-    return words("scattered", cv=figures.percent(cv, words))
+    return words("scattered", cv=number_format.percent(cv, words))
 
 
 def _flag_text(flag: str, words: Words) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
-from xdimo.cluster.hosts import Free
+from xdimo.scheduler.hosts import Free
 
 
 class Wanted(Protocol):

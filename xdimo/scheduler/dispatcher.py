@@ -10,21 +10,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from xdimo.cluster import ending as endings
-from xdimo.cluster import script
-from xdimo.cluster.admission import Wanted, admit, why_waiting
-from xdimo.cluster.board import Board
-from xdimo.cluster.dialects import Job
-from xdimo.cluster.earlier import Earlier
-from xdimo.cluster.ending import Ending
-from xdimo.cluster.follow import Follower, Live
-from xdimo.cluster.hosts import Free, Host, free_cards
-from xdimo.cluster.ledger import CANCELLED, Entry, Ledger
-from xdimo.cluster.service import Service
-from xdimo.cluster.site import Silent, Site
-from xdimo.cluster.submit import submit
-from xdimo.cluster.work import PREFLIGHT, Ended, Rules, Work, matches
 from xdimo.files import read_json
+from xdimo.scheduler import job_outcome as endings
+from xdimo.scheduler import job_script
+from xdimo.scheduler.admission import Wanted, admit, why_waiting
+from xdimo.scheduler.controller_files import Board
+from xdimo.scheduler.dialects import Job
+from xdimo.scheduler.earlier import Earlier
+from xdimo.scheduler.follow import Follower, Live
+from xdimo.scheduler.hosts import Free, Host, free_cards
+from xdimo.scheduler.job_outcome import Ending
+from xdimo.scheduler.outages import Service
+from xdimo.scheduler.site import Silent, Site
+from xdimo.scheduler.submissions import CANCELLED, Entry, Ledger
+from xdimo.scheduler.submit import submit
+from xdimo.scheduler.task import PREFLIGHT, Ended, Rules, Work, matches
 
 LONGEST_BACK_OFF_S = 300
 
@@ -186,7 +186,7 @@ class Spool:
         except Silent as silent:
             self._once(f"{entry.work}: {silent}; it is not submitted again before that is known")
             return False
-        started = entry.folder / script.STARTED
+        started = entry.folder / job_script.STARTED
         job = next(iter(named), None) or (started.read_text() if started.exists() else None)
         if job:
             live.entry = self.ledger.change(entry, stage="submitted", job=job)

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from xdimo.cluster.dialects import Job
-from xdimo.cluster.follow import Live
-from xdimo.cluster.ledger import Entry, Ledger
-from xdimo.cluster.site import Silent, Site
-from xdimo.cluster.work import Work
+from xdimo.scheduler.dialects import Job
+from xdimo.scheduler.follow import Live
+from xdimo.scheduler.site import Silent, Site
+from xdimo.scheduler.submissions import Entry, Ledger
+from xdimo.scheduler.task import Work
 
 
 @dataclass

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from xdimo.cluster import ending as endings
-from xdimo.cluster.dialects import History, Job
-from xdimo.cluster.ending import Ending
-from xdimo.cluster.ledger import Entry
-from xdimo.cluster.site import Silent, Site
-from xdimo.cluster.work import Rules, Work
+from xdimo.scheduler import job_outcome as endings
+from xdimo.scheduler.dialects import History, Job
+from xdimo.scheduler.job_outcome import Ending
+from xdimo.scheduler.site import Silent, Site
+from xdimo.scheduler.submissions import Entry
+from xdimo.scheduler.task import Rules, Work
 
 
 @dataclass

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from xdimo.config import Target
+from xdimo.config.schema import Target
 
 # These take no job until somebody acts. A full host is called closed too: closed_Full.
 _OUT = ("unavail", "unreach", "unlicensed", "down", "closed_adm", "closed_lim")

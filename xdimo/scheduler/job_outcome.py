@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xdimo.cluster.dialects import RUN_LIMIT_CODE
 from xdimo.errors import UserError
 from xdimo.files import file_hash, read_json, write_json
 from xdimo.outcome import ANSWERS, RETRIED, Outcome
+from xdimo.scheduler.dialects import RUN_LIMIT_CODE
 from xdimo.train import identity
 from xdimo.train.launch import place
 

@@ -8,8 +8,8 @@ import os
 import shlex
 from pathlib import Path
 
-from xdimo.cluster.dialects import SCRIPT_LIMIT_BYTES, Dialect
 from xdimo.errors import UserError
+from xdimo.scheduler.dialects import SCRIPT_LIMIT_BYTES, Dialect
 
 # What a job sees of the environment it was submitted from, whatever the scheduler copies.
 ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "LANG")

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from xdimo.cluster.hosts import Host, out_of_service
-from xdimo.config import Target
+from xdimo.config.schema import Target
+from xdimo.scheduler.hosts import Host, out_of_service
 
 
 @dataclass

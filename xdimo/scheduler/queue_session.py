@@ -2,23 +2,21 @@
 
 import json
 import shlex
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xdimo.cluster.admission import Limits
-from xdimo.cluster.board import Board
-from xdimo.cluster.dialects import choose
-from xdimo.cluster.finding import Finding
-from xdimo.cluster.ledger import Ledger
-from xdimo.cluster.site import Silent, Site
-from xdimo.cluster.spool import Spool
-from xdimo.cluster.spool import cancel as end
-from xdimo.cluster.work import PREFLIGHT, Rules, Work, matches, require_known
-from xdimo.config import Bench
+from xdimo.config.schema import Bench
 from xdimo.errors import UserError
-from xdimo.files import content_hash, file_hash, read_json
+from xdimo.files import content_hash, file_hash
+from xdimo.scheduler.admission import Limits
+from xdimo.scheduler.controller_files import Board
+from xdimo.scheduler.dialects import choose
+from xdimo.scheduler.dispatcher import Spool
+from xdimo.scheduler.dispatcher import cancel as end
+from xdimo.scheduler.site import Silent, Site
+from xdimo.scheduler.submissions import Ledger
+from xdimo.scheduler.task import PREFLIGHT, Rules, Work, matches, require_known
 from xdimo.spec import read_spec
 
 PREFLIGHT_MIN = 2
@@ -121,33 +119,6 @@ def preflight(bench: Bench, name: str, configs: Sequence[str], override: Mapping
         is_run=False,
         walltime_min=min(PREFLIGHT_MIN, target.walltime_min),
     )
-
-
-def look_on(
-    bench: Bench, name: str, configs: Sequence[str], override: Mapping[str, Any]
-) -> Iterator[Finding]:
-    """Submits the job that looks at a target, waits for it, and gives what it found.
-
-    Raises UserError where the scheduler does not answer before it is submitted.
-    """
-    spool = open_spool(bench, configs, override, say=lambda message: print(message, flush=True))
-    work = preflight(bench, name, configs, override)
-    try:
-        spool.add(work)
-        while work.name in spool.waiting or work.name in spool.live:
-            spool.poll()
-            if spool.silent and work.name in spool.waiting:
-                raise UserError("the scheduler does not answer; nothing was submitted")
-            time.sleep(bench.queue.poll_s)
-    finally:
-        spool.shut()
-    if not work.answer.exists():
-        entry = spool.ledger.newest(work.name)
-        folder = entry.folder if entry else spool.ledger.folder
-        yield Finding(False, f"the job ended without a word; {folder} has its output")
-        return
-    for line in read_json(work.answer)["lines"]:
-        yield Finding(**line)
 
 
 def cancel(bench: Bench, names: Sequence[str]) -> str:

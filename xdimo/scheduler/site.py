@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from getpass import getuser
 from pathlib import Path
 
-from xdimo.cluster.dialects import Dialect, History, Job, read_history, read_jobs
-from xdimo.cluster.hosts import Host, read_hosts
 from xdimo.errors import UserError
 from xdimo.files import write_json, write_text
+from xdimo.scheduler.dialects import Dialect, History, Job, read_history, read_jobs
+from xdimo.scheduler.hosts import Host, read_hosts
 
 
 class Silent(Exception):

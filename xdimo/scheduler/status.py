@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from xdimo.cluster.board import Board
-from xdimo.cluster.dialects import Job
-from xdimo.cluster.ending import attempts, begun_by
-from xdimo.cluster.ledger import Entry, Ledger
-from xdimo.cluster.site import Silent, Site
-from xdimo.config import Bench
+from xdimo.config.schema import Bench
 from xdimo.files import read_json
+from xdimo.scheduler.controller_files import Board
+from xdimo.scheduler.dialects import Job
+from xdimo.scheduler.job_outcome import attempts, begun_by
+from xdimo.scheduler.site import Silent, Site
+from xdimo.scheduler.submissions import Entry, Ledger
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ import shutil
 from dataclasses import dataclass
 from typing import Literal
 
-from xdimo.cluster import script
-from xdimo.cluster.dialects import Request, accepted, is_away, is_closed, is_limit
-from xdimo.cluster.ledger import Entry, Ledger
-from xdimo.cluster.site import Silent, Site
-from xdimo.cluster.work import Work
-from xdimo.config import Target
+from xdimo.config.schema import Target
 from xdimo.outcome import withdraw
+from xdimo.scheduler import job_script
+from xdimo.scheduler.dialects import Request, accepted, is_away, is_closed, is_limit
+from xdimo.scheduler.site import Silent, Site
+from xdimo.scheduler.submissions import Entry, Ledger
+from xdimo.scheduler.task import Work
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ def submit(site: Site, ledger: Ledger, work: Work, target: Target, lock: int) ->
         output="output.log",
         error="error.log",
     )
-    path = script.write(entry.folder, work.command, work.workdir, site.dialect)
-    text = script.stub(path)
+    path = job_script.write(entry.folder, work.command, work.workdir, site.dialect)
+    text = job_script.stub(path)
     withdraw(work.answer)
     work.answer.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from xdimo.cluster.admission import Limits
-from xdimo.cluster.ending import Ending
-from xdimo.config import Target
+from xdimo.config.schema import Target
 from xdimo.errors import UserError
+from xdimo.scheduler.admission import Limits
+from xdimo.scheduler.job_outcome import Ending
 
 PREFLIGHT = "preflight-"  # and the target: the work that looks before a target's first run
 

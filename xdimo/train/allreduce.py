@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from xdimo.train import group
+from xdimo.train import distributed
 
 BUCKET = 25 * 2**20  # bytes of a launch, DDP's; it goes as soon as it has them, or with the last
 
@@ -73,7 +73,7 @@ class Averaged(nn.Module):
     @torch.no_grad()
     def _compare(self) -> None:
         norms = torch.stack(torch._foreach_norm(list(self.names))).tolist()
-        ranks = group.everyone((self.order, norms))
+        ranks = distributed.everyone((self.order, norms))
         for rank, (order, theirs) in enumerate(ranks):
             if order != ranks[0][0]:
                 raise RuntimeError(f"ranks 0 and {rank} have gradients in different orders")

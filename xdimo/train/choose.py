@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from xdimo.config import Hardware
+from xdimo.config.schema import Hardware
 from xdimo.errors import UserError
 from xdimo.files import write_json
 from xdimo.implementations import IMPLEMENTATIONS, refusal

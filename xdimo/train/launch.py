@@ -19,15 +19,16 @@ from threading import Thread
 from types import FrameType
 from typing import Any
 
-from xdimo.config import Hardware
+from xdimo.config.schema import Hardware
 from xdimo.errors import UserError
 from xdimo.files import alone, clean, file_hash, locked, read_json, write_json
 from xdimo.outcome import ANSWERS, NAMED, RETRIED, Outcome, withdraw
 from xdimo.spec import RunSpec, read_spec
-from xdimo.train import identity, processes, telemetry
+from xdimo.train import identity, processes
 from xdimo.train.failure import CAUSE_LINES, judge
+from xdimo.train.instruments import gpu_telemetry
 from xdimo.train.machine import require_devices, require_shared_memory
-from xdimo.train.rank import LAUNCHED, end_with_parent
+from xdimo.train.worker import LAUNCHED, end_with_parent
 
 SCHEMA = 1
 GRACE_S = 10  # from asking the group to end until it is killed
@@ -85,7 +86,7 @@ class _Group:
         )
         reader = Thread(target=self._read, args=(process,), daemon=True)
         reader.start()
-        with telemetry.sampling(self.uuids, self.folder / telemetry.FILE):
+        with gpu_telemetry.sampling(self.uuids, self.folder / gpu_telemetry.FILE):
             self._wait(process, word, deadline, end)
         left = processes.end_all(word, GRACE_S)
         code = process.poll()

@@ -18,20 +18,18 @@ from xdimo.errors import UserError
 from xdimo.implementations import IMPLEMENTATIONS
 from xdimo.model.diffusion import Diffusion
 from xdimo.model.latte import Latte
+from xdimo.records.writer import SCHEMA, Record
 from xdimo.spec import RunSpec
-from xdimo.train import (
-    calibrate,
-    checkpoint,
-    effective,
-    group,
-    identity,
-    meter,
-    profiled,
-    telemetry,
-)
-from xdimo.train.averaged import Averaged
+from xdimo.train import checkpoint, distributed, identity
+from xdimo.train.allreduce import Averaged
 from xdimo.train.failure import LossNotFinite
-from xdimo.train.record import SCHEMA, Record
+from xdimo.train.instruments import (
+    calibration,
+    gpu_telemetry,
+    observed_settings,
+    profiled,
+    step_timer,
+)
 from xdimo.train.step import EAGER_STEPS, CapturedStep, Step
 
 
@@ -73,7 +71,7 @@ def train(
         )
         _record_calibration(record, "after", _calibration(spec, device))
         record.write("footer", steps=steps, wall_s=time.perf_counter() - started)
-    group.leave()
+    distributed.leave()
 
 
 def _steps(
@@ -93,14 +91,14 @@ def _steps(
     torch.manual_seed(spec.seed)  # the same weights on every rank
     # Noise differs by rank, and again by repeat: repeats have seeds of their own.
     generator = torch.Generator(device).manual_seed(spec.seed * 1000 + rank)
-    graphs_before = effective.compiled_graphs()
+    graphs_before = observed_settings.compiled_graphs()
 
     model, ema = build(spec).to(device), build(spec).to(device).requires_grad_(False)
     ema.load_state_dict(model.state_dict())
     state = checkpoint.State(model, ema, optimizer_of(spec, model, ema), generator)
     done = checkpoint.load(resume, spec.hash, state) if resume else 0
 
-    wrapped = distributed(spec, model, device)
+    wrapped = data_parallel(spec, model, device)
     diffusion = Diffusion(compiled=spec.implementation == "fused").to(device)
     vae = None
     if spec.data.mode == "online":
@@ -111,14 +109,14 @@ def _steps(
     loader = clips.loader(spec, rank=rank, first_step=done, steps=steps, data=data, videos=videos)
     batches = iter(loader)
     take_step = stepper(spec, state, wrapped, diffusion, vae)
-    clock = meter.Clock(device)
-    timer = meter.StepMeter(clock)
+    clock = step_timer.Clock(device)
+    timer = step_timer.StepMeter(clock)
     window_start = None  # a mark
 
-    gpus = group.everyone(group.device_name(device))
-    settings = effective.at_start(spec, model, device)
+    gpus = distributed.everyone(distributed.device_name(device))
+    settings = observed_settings.at_start(spec, model, device)
     _header(record, spec, gpus, settings, folder, resumed_after=done if resume else None)
-    effective.check(spec, settings)
+    observed_settings.check(spec, settings)
     _record_calibration(record, "before", before)
     progress = tqdm(total=last, initial=done, unit="step", disable=rank != 0, mininterval=1)
     for step in range(done + 1, last + 1):
@@ -168,11 +166,11 @@ def _steps(
             last_step=last,
             wall_s=end_s - start_s,
         )
-        for sample in telemetry.within(folder / telemetry.FILE, start_s, end_s):
+        for sample in gpu_telemetry.within(folder / gpu_telemetry.FILE, start_s, end_s):
             record.write("telemetry", **sample)
     _log_steps(record, timer.finished(wait=True), progress)
     progress.close()
-    for other, fields in enumerate(group.everyone(meter.memory(device))):
+    for other, fields in enumerate(distributed.everyone(step_timer.memory(device))):
         record.write("memory", rank=other, **fields)
 
     if last > done:
@@ -186,31 +184,31 @@ def _steps(
                 record.write("ledger", **ledger)
             elif rank == 0:
                 print("no ledger: the profiler saw no kernels (KINETO_LOG_LEVEL=1 says why)")
-        settings = effective.after_steps(
+        settings = observed_settings.after_steps(
             settings,
             device=device,
             gpus=gpus,
             made_from=loader.dataset,
             batch=batch,
             take_step=take_step,
-            compiled_graphs=effective.compiled_graphs() - graphs_before,
+            compiled_graphs=observed_settings.compiled_graphs() - graphs_before,
             operators=operators,
         )
         record.write("effective", **settings)
-        effective.check(spec, settings)
+        observed_settings.check(spec, settings)
     return last - done
 
 
 def _join(spec: RunSpec) -> tuple[int, torch.device]:
     """This process's rank and device, in a group of as many as the spec has GPUs."""
-    if group.world() != spec.gpus:
+    if distributed.world() != spec.gpus:
         raise UserError(
-            f"{group.world()} processes for a run of {spec.gpus}: start it with xdimo launch"
+            f"{distributed.world()} processes for a run of {spec.gpus}: start it with xdimo launch"
         )
     if spec.captured:
         # Its watchdog asks events of the captured collectives, which are never there.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
-    return group.join(spec.device)
+    return distributed.join(spec.device)
 
 
 def set_arithmetic(spec: RunSpec) -> None:
@@ -255,7 +253,7 @@ def optimizer_of(spec: RunSpec, model: Any, ema: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0, **options)
 
 
-def distributed(spec: RunSpec, model: nn.Module, device: torch.device) -> nn.Module:
+def data_parallel(spec: RunSpec, model: nn.Module, device: torch.device) -> nn.Module:
     if not dist.is_initialized():
         return model
     if spec.captured:
@@ -280,8 +278,8 @@ def _calibration(spec: RunSpec, device: torch.device) -> list[dict[str, Any]]:
     """Each rank's rates; none where the spec wants no calibration."""
     if not spec.calibrate:
         return []
-    products = calibrate.model_products(spec.model, spec.clips_per_gpu * spec.tokens_per_clip)
-    return group.everyone(calibrate.measure(device, spec.precision, products))
+    products = calibration.model_products(spec.model, spec.clips_per_gpu * spec.tokens_per_clip)
+    return distributed.everyone(calibration.measure(device, spec.precision, products))
 
 
 def _record_calibration(record: Record, when: str, rates: list[dict[str, Any]]) -> None:

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from xdimo.config import Hardware
+from xdimo.config.schema import Hardware
 from xdimo.errors import UserError
 from xdimo.spec import RunSpec
 

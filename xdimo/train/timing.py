@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
+from xdimo.config.load import parse
 from xdimo.data.vae import load as load_vae
-from xdimo.load import parse
 from xdimo.model.diffusion import Diffusion
 from xdimo.spec import RunSpec
-from xdimo.train import group, loop
+from xdimo.train import distributed, loop
 from xdimo.train.checkpoint import State
 from xdimo.train.failure import first_line
-from xdimo.train.meter import Clock
+from xdimo.train.instruments.step_timer import Clock
 from xdimo.train.step import EAGER_STEPS
 
 STEPS = 20  # timed, after those that compile and capture
@@ -37,7 +37,7 @@ def parts(spec: RunSpec, device: torch.device) -> tuple[Any, ...]:
         dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
         vae = load_vae(spec.vae, None, device, dtype, compiled=spec.captured)
     diffusion = Diffusion(compiled=spec.implementation == "fused").to(device)
-    return state, loop.distributed(spec, model, device), diffusion, vae
+    return state, loop.data_parallel(spec, model, device), diffusion, vae
 
 
 def random_batch(spec: RunSpec, device: torch.device) -> dict[str, torch.Tensor]:
@@ -81,13 +81,13 @@ def main() -> None:
     spec = parse(RunSpec, json.load(sys.stdin))
     try:
         loop.set_arithmetic(spec)
-        _, device = group.join(spec.device)
+        _, device = distributed.join(spec.device)
         rate = spec.clips_per_gpu / step_s(spec, device)
     except Exception as error:
         traceback.print_exc()
         print(json.dumps({"error": f"{type(error).__name__}: {first_line(error)}"}))
     else:
-        card = group.device_name(device)
+        card = distributed.device_name(device)
         print(json.dumps({"clips_per_s": rate, "device": card, "torch": torch.__version__}))
 
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from xdimo.report import figures
-from xdimo.report.cells import CellState, Survey
-from xdimo.report.look import GREY, HATCHES, absent, canvas, headline, look
+from xdimo.report import number_format
+from xdimo.report.campaign_state import CellState, Survey
+from xdimo.report.plots.style import GREY, HATCHES, absent, canvas, headline, look
 from xdimo.report.words import Words
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def speedup(view: Survey, cell: CellState, words: Words) -> Bar | None:
     ratio = view.speedup(cell.cell.name, view.bench.baseline)
     if cell.samples_per_s is None or base is None or ratio is None:
         return None
-    label = figures.times(ratio)
+    label = number_format.times(ratio)
     if cell.cell.name == view.bench.baseline:
         label += f" ({words('baseline')})"
     return _scaled(cell, 1 / base.median, label)
@@ -44,7 +44,7 @@ def speedup(view: Survey, cell: CellState, words: Words) -> Bar | None:
 def throughput(view: Survey, cell: CellState, words: Words) -> Bar | None:
     if cell.samples_per_s is None:
         return None
-    return _scaled(cell, 1.0, figures.number(cell.samples_per_s.median, words))
+    return _scaled(cell, 1.0, number_format.number(cell.samples_per_s.median, words))
 
 
 def mfu(view: Survey, cell: CellState, words: Words) -> Bar | None:
@@ -53,7 +53,7 @@ def mfu(view: Survey, cell: CellState, words: Words) -> Bar | None:
         return None
     declared, tensor = metrics["mfu_declared"], metrics["mfu_tensor"]
     mark = None if declared is None or declared == tensor else 100 * declared
-    label = figures.mfu(metrics, words)
+    label = number_format.mfu(metrics, words)
     return _scaled(cell, 100 * tensor / spread.median, label, mark)
 
 
@@ -67,9 +67,9 @@ def memory(view: Survey, cell: CellState, words: Words) -> Bar | None:
         used, card = metrics["host_peak_gib"], None
     if used is None:
         return None
-    label = figures.gib(used)
+    label = number_format.gib(used)
     if card is not None:
-        label += f" / {figures.gib(card)} ({words('card')})"
+        label += f" / {number_format.gib(card)} ({words('card')})"
     return Bar(used, used, used, label, frame=card)
 
 
@@ -148,7 +148,7 @@ def _why_not(view: Survey, cell: CellState, name: str, words: Words) -> str:
     reached = cell.metrics["mfu_measured"]
     if reached is None:
         return words("no_peak")
-    return words("no_peak_measured", share=figures.percent(reached, words))
+    return words("no_peak_measured", share=number_format.percent(reached, words))
 
 
 def _gap(axes: "Axes", place: float, text: str) -> None:

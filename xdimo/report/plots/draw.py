@@ -6,14 +6,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xdimo.config import Bench, Hardware
+from xdimo.config.schema import Bench, Hardware
 from xdimo.files import whole
 from xdimo.report import PLOTS
-from xdimo.report.bars import bars
-from xdimo.report.cells import Survey, survey
-from xdimo.report.lines import step_times
-from xdimo.report.look import STYLE
-from xdimo.report.roofline import roofline
+from xdimo.report.campaign_state import Survey, survey
+from xdimo.report.plots.bars import bars
+from xdimo.report.plots.lines import step_times
+from xdimo.report.plots.roofline import roofline
+from xdimo.report.plots.style import STYLE
 from xdimo.report.sources import drawn_from
 from xdimo.report.words import Words
 

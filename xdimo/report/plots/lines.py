@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from xdimo.report.cells import CellState, Survey
-from xdimo.report.look import (
+from xdimo.report.campaign_state import CellState, Survey
+from xdimo.report.plots.style import (
     DASHES,
     MARKERS,
     absent,

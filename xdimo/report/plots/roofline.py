@@ -3,9 +3,9 @@
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from xdimo.report import figures
-from xdimo.report.cells import CellState, Survey
-from xdimo.report.look import (
+from xdimo.report import number_format
+from xdimo.report.campaign_state import CellState, Survey
+from xdimo.report.plots.style import (
     DASHES,
     MARKERS,
     absent,
@@ -72,7 +72,7 @@ def _roofs(axes: "Axes", view: Survey, cell: CellState, words: Words) -> None:
     stated = card.bandwidth_gb_s if card else None
     for name, rate, style in (("stated", stated, "-"), ("measured", metrics["copy_gb_s"], ":")):
         if rate is not None:
-            label = f"{figures.plain(round(rate))} GB/s ({words(name)})"
+            label = f"{number_format.plain(round(rate))} GB/s ({words(name)})"
             ends = [flops * rate / 1e3 for flops in SPAN]
             top = metrics["peak_tensor_tflops"] or metrics["gemm_tflops"]
             stop = min(SPAN[1], 1e3 * top / rate)
@@ -81,12 +81,12 @@ def _roofs(axes: "Axes", view: Survey, cell: CellState, words: Words) -> None:
             )
     tensor, declared = metrics["peak_tensor_tflops"], metrics["peak_declared_tflops"]
     if tensor is not None:
-        _roof(axes, tensor, f"{words('tensor')} {figures.plain(tensor)}", "-")
+        _roof(axes, tensor, f"{words('tensor')} {number_format.plain(tensor)}", "-")
     if declared is not None and declared != tensor:
-        _roof(axes, declared, f"{words('declared')} {figures.plain(declared)}", "--")
+        _roof(axes, declared, f"{words('declared')} {number_format.plain(declared)}", "--")
     if tensor is None and declared is None:
         product = metrics["gemm_tflops"]
-        reached = figures.number(product, words, digits=3)
+        reached = number_format.number(product, words, digits=3)
         _roof(axes, product, words("measured_product", tflops=reached), ":")
     shapes = {"x".join(map(str, metrics["gemm_shape"])): metrics["gemm_tflops"]}
     for number, (shape, rate) in enumerate({**shapes, **metrics["model_gemm_tflops"]}.items()):
@@ -116,7 +116,7 @@ def _roof(axes: "Axes", tflops: float, text: str, style: str) -> None:
 
 
 def _tflops(rate: float, words: Words) -> str:
-    return f"{figures.number(rate, words, digits=3)} TFLOP/s"
+    return f"{number_format.number(rate, words, digits=3)} TFLOP/s"
 
 
 def intensity(shape: str, size: int) -> float:

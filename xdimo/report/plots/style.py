@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from xdimo.report.cells import CellState, Survey
+from xdimo.report.campaign_state import CellState, Survey
 from xdimo.report.tables import state_text
 from xdimo.report.words import Words
 

@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 from tabulate import tabulate
 
-from xdimo.config import Clips, Hardware, Vae
+from xdimo.config.schema import Clips, Hardware, Vae
 from xdimo.implementations import Precision
 from xdimo.model.flops import MLP_RATIO, tokens_per_frame
 from xdimo.spec import ModelSpec
-from xdimo.train import group
-from xdimo.train.meter import Clock
+from xdimo.train import distributed
+from xdimo.train.instruments.step_timer import Clock
 
 MIB = 1024**2
 CALLS = 10_000  # launches at most, of one kind of work
@@ -158,11 +158,11 @@ def by_hand(
     """
     tokens = Clips().frames * tokens_per_frame(model, Clips().size // Vae().factor)
     products = [shape for n in clips for shape in model_products(model, n * tokens)]
-    rank, device = group.join(kind or ("cuda" if torch.cuda.is_available() else "cpu"))
+    rank, device = distributed.join(kind or ("cuda" if torch.cuda.is_available() else "cpu"))
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    rates = group.everyone(measure(device, precision, products))
-    devices = group.everyone(group.device_name(device))
-    group.leave()
+    rates = distributed.everyone(measure(device, precision, products))
+    devices = distributed.everyone(distributed.device_name(device))
+    distributed.leave()
     return (rates, devices) if rank == 0 else None
 
 

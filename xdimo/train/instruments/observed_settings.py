@@ -13,7 +13,7 @@ from xdimo.errors import UserError
 from xdimo.model.flops import parameters
 from xdimo.model.latte import Latte
 from xdimo.spec import RunSpec
-from xdimo.train.ledger import Event, ranges
+from xdimo.train.instruments.step_breakdown import Event, ranges
 from xdimo.train.step import EAGER_STEPS, CapturedStep, Step, autocast
 
 DTYPES = {"c10::BFloat16": "bf16", "c10::Half": "fp16", "float": "fp32", "double": "fp64"}

@@ -10,8 +10,15 @@ from typing import Any
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from xdimo.spec import RunSpec
-from xdimo.train.ledger import PREFIX, WINDOW, Event, has_kernels, labels, shares
-from xdimo.train.meter import Clock
+from xdimo.train.instruments.step_breakdown import (
+    PREFIX,
+    WINDOW,
+    Event,
+    has_kernels,
+    labels,
+    shares,
+)
+from xdimo.train.instruments.step_timer import Clock
 from xdimo.train.step import CapturedStep, Step
 
 TakeStep = Callable[[dict[str, Any], bool], Any]

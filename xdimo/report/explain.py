@@ -9,24 +9,18 @@ from typing import Any
 
 from tabulate import tabulate
 
-from xdimo.config import Hardware
+from xdimo.analysis.metrics import derive, other_card
+from xdimo.audit import claims, text_log
+from xdimo.audit.claims import Sample
+from xdimo.audit.figure import Figure
+from xdimo.audit.mistakes import Claim, Explanation, batch_in_speedup, explain, of_row
+from xdimo.config.load import naming, parse
+from xdimo.config.schema import Hardware
 from xdimo.errors import UserError
 from xdimo.files import read_json
-from xdimo.load import naming, parse
-from xdimo.measure import claims, textlog
-from xdimo.measure.audit import (
-    Claim,
-    Explanation,
-    batch_in_speedup,
-    explain,
-    of_row,
-)
-from xdimo.measure.claims import Sample
-from xdimo.measure.figure import Figure
-from xdimo.measure.metrics import derive, other_card
-from xdimo.measure.records import check_run, outcome_path, read_run
-from xdimo.measure.rules import DECLARED_IS_EFFECTIVE, Finding
-from xdimo.report.cells import Part
+from xdimo.records.reader import check_run, outcome_path, read_run
+from xdimo.records.rules import DECLARED_IS_EFFECTIVE, Finding
+from xdimo.report.campaign_state import Part
 from xdimo.spec import read_spec
 
 
@@ -98,7 +92,7 @@ def _with_series(claim: Claim, row: claims.Row) -> Claim:
         return claim
     if record.suffix == ".jsonl":
         return claim  # its own folder is audited as a run
-    told = textlog.metrics(record, int(row.value["global_batch"] or 0) or None)
+    told = text_log.metrics(record, int(row.value["global_batch"] or 0) or None)
     return replace(
         claim,
         steady_steps_per_s=told["steps_per_s"],
@@ -163,7 +157,7 @@ def _of_text(
     path: Path, card: str | None, gpus: int | None, batch: int | None, sample: Sample
 ) -> Claim:
     """The last line that claims what most lines claim, with the steps/s of that line."""
-    told, windows = textlog.metrics(path, batch), textlog.read(path)
+    told, windows = text_log.metrics(path, batch), text_log.read(path)
     lines = [window for window in windows if window.steps_per_s]
     if not lines:
         raise UserError(f"{path}: no line has Steps/Sec")
@@ -176,7 +170,7 @@ def _of_text(
     return Claim(
         name=path.stem,
         where=where,
-        source=textlog.SOURCE,
+        source=text_log.SOURCE,
         card=card,
         device=None,
         gpus=gpus,
@@ -192,7 +186,7 @@ def _of_text(
     )
 
 
-def _typical(lines: list[textlog.Window]) -> tuple[textlog.Window, tuple[str, ...]]:
+def _typical(lines: list[text_log.Window]) -> tuple[text_log.Window, tuple[str, ...]]:
     """The last line whose claims are to its steps/s as they are in the median line; and what is
     claimed by lines of which that is not so.
     """
@@ -272,7 +266,7 @@ def _text(told: Explanation, found: list[Claim]) -> str:
 
 def _missing(claim: Claim) -> str:
     """Why a claim has no MFU."""
-    if claim.source == textlog.SOURCE:
+    if claim.source == text_log.SOURCE:
         options = {
             "--card": claim.card,
             "--gpus": claim.gpus,
