@@ -1,6 +1,6 @@
 """The same network with fused kernels (Triton): one step without the host waiting for the device.
 
-latte      the forward pass over Latte's own parameters
+network    the forward pass over Latte's own parameters
 storage    all weights in one buffer, and linear layers on it; optimizer: AdamW and the average
 adaln      residual, LayerNorm and modulation in one pass; its kernels: adaln_kernels
 routing    experts of each token, and rows sorted by expert
