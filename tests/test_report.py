@@ -15,6 +15,7 @@ from xdimo.config.schema import SIZES, Bench
 from xdimo.files import read_json, write_json
 from xdimo.records.reader import read_run
 from xdimo.report.definitions import DEFINITIONS
+from xdimo.report.sources import drawn_from
 from xdimo.report.summary import render, write
 from xdimo.report.tables import escaped
 from xdimo.report.words import WORDS
@@ -344,3 +345,14 @@ def test_cards_of_one_type_show_what_further_ones_bring(tmp_path):
     assert (many[1], many[3], many[4]) == ("4", f"{ratio:.2f}×", f"{50 * ratio:.1f} %")
     assert 0.78 < ratio / 2 < 0.82
     assert "## 同种卡的多卡扩展" in document.zh
+
+
+def test_a_picture_of_another_campaign_is_not_linked(bench):
+    picture = Path(bench.results) / "plots/throughput.png"
+    picture.parent.mkdir(parents=True)
+    other = bench.model_copy(update={"campaign": "another"})
+    picture.write_bytes(b"PNG " + drawn_from(other).encode())
+    assert "plots/throughput.png" not in summary(bench).en
+    assert "Not drawn yet: `xdimo plot` draws them." in summary(bench).en
+    picture.write_bytes(b"PNG " + drawn_from(bench).encode())
+    assert "(plots/throughput.png)" in summary(bench).en

@@ -139,7 +139,9 @@ def _take(lock: int, path: Path, wait: bool) -> None:
     except BlockingIOError:
         holder = os.pread(lock, 1000, 0).decode(errors="replace")
         if not wait:
-            raise UserError(f"{path}: held by {holder}") from None
+            raise UserError(
+                f"{path}: held by {holder}; wait for its end, then give the same command again"
+            ) from None
         print(f"waiting for {holder} ({path})", flush=True)
         fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as error:

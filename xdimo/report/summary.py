@@ -18,7 +18,7 @@ from xdimo.report import PLOTS, evidence, export, number_format, provenance, tab
 from xdimo.report.campaign_state import CellState, Survey, survey
 from xdimo.report.markdown import inline, link
 from xdimo.report.scaling import scaling_table
-from xdimo.report.sources import made_from
+from xdimo.report.sources import drawn_from, made_from
 from xdimo.report.words import Words
 
 HISTORY_COLUMNS = [
@@ -122,7 +122,7 @@ def _document(
         _bullets(_definitions(bench, words)),
         *_scaling(view, words),
         f"## {words('plots')}",
-        *_plots(view.folder, words),
+        *_plots(view, words),
         f"## {words('modes')}",
         words("fields"),
         tables.modes_table(view, config_path, words).markdown(words),
@@ -208,12 +208,18 @@ def _history_link(view: Survey) -> str:
     return link(inline(path.name), path, view.folder)
 
 
-def _plots(folder: Path, words: Words) -> Iterable[str]:
-    """The plots that have been drawn, in the summary's language where they have been in that."""
+def _plots(view: Survey, words: Words) -> Iterable[str]:
+    """Pictures of what stands here, in the summary's language where they have been drawn in that.
+
+    A picture of other runs or another campaign is left out; those of kept records lie with them.
+    """
+    kept = view.runs_folder == view.folder
+    mark = b"" if kept else drawn_from(view.bench).encode()
     shown = 0
     for name in PLOTS:
         for path in (f"plots/{name}.{words.language}.png", f"plots/{name}.png"):
-            if (folder / path).exists():
+            file = view.folder / path
+            if file.is_file() and mark in file.read_bytes():
                 yield f"![{words(f'title_{name}')}]({path})"
                 shown += 1
                 break
