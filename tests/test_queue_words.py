@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from tests.test_spool import Clock, Fake, spool, work
 from xdimo.doctor import login
 from xdimo.errors import UserError
 from xdimo.files import write_json
-from xdimo.scheduler import queue_session, status
+from xdimo.scheduler import dispatcher, queue_session, status
 from xdimo.scheduler.dialects import DIALECTS, LSF, Dialect, is_limit, read_history, read_jobs
 from xdimo.scheduler.dispatcher import Spool
 from xdimo.scheduler.hosts import free_cards, read_hosts
@@ -48,6 +49,7 @@ class Lsf(Fake):
     histories: dict[str, str] = field(default_factory=dict)
     tables: dict[str, str] = field(default_factory=dict)  # of bhosts, by its option
     noise: str = ""
+    garbled: list[str] = field(default_factory=list)  # answers to submissions that do arrive
     said: list[str] = field(default_factory=list)
     asked: list[list[str]] = field(default_factory=list)
 
@@ -60,7 +62,8 @@ class Lsf(Fake):
             queue = command[command.index("-q") + 1]
             if queue in self.closed:
                 return Answer(255, f"{queue}: Queue has been closed. Job not submitted.\n")
-            return super().ask(["jsub", *command[1:]], **options)
+            taken = super().ask(["jsub", *command[1:]], **options)
+            return Answer(1, self.garbled.pop(0)) if self.garbled else taken
         if name == "bkill":
             return super().ask(["jctrl", "kill", *command[1:]])
         if name == "bhist":
@@ -163,6 +166,76 @@ def test_an_absent_daemon_refuses_nothing(tmp_path: Path, clock: Clock) -> None:
     clock.now = one.ledger.newest(RUN).since + 2  # type: ignore[union-attr]
     assert polls(one, clock, 3, 1) == []
     assert list(site.states) == ["1"]
+
+
+UNREAD = ["", "Job <1", "Terminated", "Segmentation fault (core dumped)", "Warning: ticket expired"]
+
+
+@pytest.mark.parametrize("words", UNREAD)
+def test_an_answer_that_is_not_understood_is_no_refusal(
+    tmp_path: Path, clock: Clock, words: str
+) -> None:
+    site = Lsf(garbled=[words])
+    one = spool(tmp_path, site, clock)
+    one.add(work(tmp_path))
+    assert polls(one, clock, 3, 10) == []
+    assert list(site.states) == ["1"]
+    assert one.live[RUN].entry.job == "1"
+
+
+def test_a_refusal_in_unknown_words_is_not_tried_for_ever(tmp_path: Path, clock: Clock) -> None:
+    site = Lsf(refusals=["esub: kein Kontingent"] * 9)
+    one = spool(tmp_path, site, clock)
+    one.add(work(tmp_path))
+    clock.now = time.time()
+    [ended] = polls(one, clock, 9, 10)
+    assert ended.ending == Ending("rejected", "esub: kein Kontingent")
+    assert not ended.retry
+    assert len(site.refusals) == 9 - dispatcher.SUBMISSIONS
+    one.add(work(tmp_path))  # asked for anew, it has as many tries
+    assert len(polls(one, clock, 9, 10)) == 1
+    assert len(site.refusals) == 9 - 2 * dispatcher.SUBMISSIONS
+
+
+PASSING = [
+    "Batch daemon cannot fork",
+    "Master batch daemon internal error",
+    "System call failed: Resource temporarily unavailable",
+    "Cannot allocate memory",
+    "Server is not connected",
+    "Batch protocol error",
+    "No job Id can be used now",
+]
+
+
+@pytest.mark.parametrize("words", PASSING)
+def test_what_passes_by_itself_refuses_nothing(tmp_path: Path, clock: Clock, words: str) -> None:
+    site = Lsf(refusals=[f"{words}. Job not submitted."] * (dispatcher.SUBMISSIONS + 1))
+    one = spool(tmp_path, site, clock)
+    one.add(work(tmp_path))
+    clock.now = time.time()
+    assert polls(one, clock, 12, 10) == []
+    assert list(site.states) == ["1"]
+
+
+NEVER = [
+    "Bad CPU limit specification. Job not submitted.",
+    "Requested run limit exceeds queue limit. Job not submitted.",
+    "MEMLIMIT: Cannot exceed queue's hard limit(s). Job not submitted.",
+    "提交作业失败: 超过队列的内存上限",
+    "提交作业失败: 运行时间超过上限",
+]
+
+
+@pytest.mark.parametrize("words", NEVER)
+def test_a_limit_of_something_else_is_not_waited_for(
+    tmp_path: Path, clock: Clock, words: str
+) -> None:
+    site = Lsf(refusals=[words])
+    one = spool(tmp_path, site, clock)
+    one.add(work(tmp_path))
+    [ended] = one.poll()
+    assert ended.ending == Ending("rejected", words)
 
 
 def test_a_closed_queue_is_waited_for_and_holds_no_other_back(

@@ -34,12 +34,22 @@ _STATES: dict[str, State] = {
 }
 
 # What the scheduler says to a submission that it does not take.
-_NEVER = re.compile(r"[A-Z]_?LIMIT\b|(?i:hard limit)")  # more than the queue ever gives
-_LIMIT = re.compile(r"上限|limit|threshold", re.IGNORECASE)  # too many pending jobs
+_LIMIT = re.compile(  # too many jobs; a limit of time or memory is another thing
+    r"\bpending\b.{0,40}\b(limit|threshold)|\bjob( slots?)? limit\b.{0,20}\breached"
+    r"|(待提交|排队|作业数|任务数).{0,20}上限",
+    re.IGNORECASE,
+)
 _CLOSED = re.compile(r"Queue has been closed", re.IGNORECASE)
 _AWAY = re.compile(
-    r"not responding|is down|please wait|try later|timed? ?out|cannot connect|connection refused",
+    r"not responding|is down|please wait|try later|timed? ?out|cannot connect|not connected"
+    r"|connection refused|unable to reach|cannot fork|daemon internal error|protocol error"
+    r"|temporarily unavailable|cannot allocate memory|no job id can be used",
     re.IGNORECASE,
+)
+_REFUSED = re.compile(
+    r"not submitted|no such queue|提交.{0,10}失败|未能?提交|拒绝|^usage:"
+    r"|(illegal|invalid|unknown|unrecogni[sz]ed) option",
+    re.IGNORECASE | re.MULTILINE,
 )
 _NO_JOB = re.compile(r"^\s*(No .*job.* found|Job <.+> is not found)", re.IGNORECASE | re.MULTILINE)
 
@@ -189,9 +199,7 @@ def accepted(answer: str) -> str | None:
 
 def is_limit(answer: str) -> bool:
     """Whether a refusal means: not now (too many pending jobs), rather than: never."""
-    if accepted(answer) or _NEVER.search(answer):
-        return False
-    return bool(_LIMIT.search(answer))
+    return accepted(answer) is None and bool(_LIMIT.search(answer))
 
 
 def is_closed(answer: str) -> bool:
@@ -200,8 +208,13 @@ def is_closed(answer: str) -> bool:
 
 
 def is_away(answer: str) -> bool:
-    """Whether the scheduler could not be reached: the submission may have arrived."""
+    """Whether the scheduler could not be reached, or not serve: the submission may have arrived."""
     return bool(_AWAY.search(answer))
+
+
+def is_refusal(answer: str) -> bool:
+    """Whether the text says that the job was not taken. An answer that is cut says nothing."""
+    return bool(_REFUSED.search(answer))
 
 
 def read_jobs(answer: str) -> dict[str, Job] | None:

@@ -27,6 +27,7 @@ from xdimo.scheduler.submit import submit
 from xdimo.scheduler.task import PREFLIGHT, Ended, Rules, Work, matches
 
 LONGEST_BACK_OFF_S = 300
+SUBMISSIONS = 3  # of work whose submissions get answers that are not understood, in a row
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Spool:
     _lock: int = -1
     _ended: list[Ended] = field(default_factory=list)
     _said: set[str] = field(default_factory=set)
+    _unread: dict[str, int] = field(default_factory=dict)  # such answers, by name of the work
     _silences: int = 0
     _ask_again: float = 0
     _why: dict[str, str] = field(default_factory=dict)
@@ -190,14 +192,26 @@ class Spool:
         job = next(iter(named), None) or (started.read_text() if started.exists() else None)
         if job:
             live.entry = self.ledger.change(entry, stage="submitted", job=job)
+            self._unread.pop(entry.work, None)
             self.say(f"{entry.work}: adopted job {job}")
             return True
         # The command may still have been under way when it was cut.
         if now - entry.since > self.site.timeout_s:
-            self.ledger.change(entry, stage="refused", reason="never reached the queue")
-            del self.live[entry.work]
-            self._wait(live.work)
+            self._never_arrived(live)
         return False
+
+    def _never_arrived(self, live: Live) -> None:
+        """Submitted again; not without end where the site may refuse in words not known here."""
+        name = live.work.name
+        if live.unread is not None:
+            self._unread[name] = self._unread.get(name, 0) + 1
+            if self._unread[name] >= SUBMISSIONS:
+                del self._unread[name]
+                self._give_up(live, Ending("rejected", live.unread))
+                return
+        self.ledger.change(live.entry, stage="refused", reason="never reached the queue")
+        del self.live[name]
+        self._wait(live.work)
 
     def _finish(self, live: Live, ending: Ending) -> None:
         live.ending = ending
@@ -365,10 +379,12 @@ class Spool:
         if done.answer == "refused":
             self._refuse(work, Ending("rejected", done.words))
             return done.answer
-        self.live[work.name] = Live(work, done.entry)
-        if done.answer == "unheard":
+        unread = done.words if done.answer == "unread" else None
+        self.live[work.name] = Live(work, done.entry, unread=unread)
+        if done.answer in ("unheard", "unread"):
             self.say(f"{work.name}: {done.words}; looking for it in the queue")
-            return done.answer
+            return "unheard"
+        self._unread.pop(work.name, None)
         self._said -= {"limit", f"closed {work.target}"}
         self._service.opened(work.target)
         self.say(f"{work.name}: submitted as {done.entry.label} to {target.queue}")

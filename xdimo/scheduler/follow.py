@@ -22,6 +22,7 @@ class Live:
     unseen: float | None = None  # since when the scheduler does not see it, nor its log grow
     sign: float = 0  # when its log last grew
     ending: Ending | None = None  # over, and not yet handed on
+    unread: str | None = None  # the answer to its submission, where that is not understood
 
     @property
     def target(self) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 from xdimo.config.schema import Target
 from xdimo.outcome import withdraw
 from xdimo.scheduler import job_script
-from xdimo.scheduler.dialects import Request, accepted, is_away, is_closed, is_limit
+from xdimo.scheduler.dialects import Request, accepted, is_away, is_closed, is_limit, is_refusal
 from xdimo.scheduler.site import Silent, Site
 from xdimo.scheduler.submissions import Entry, Ledger
 from xdimo.scheduler.task import Work
@@ -15,9 +15,12 @@ from xdimo.scheduler.task import Work
 
 @dataclass(frozen=True)
 class Submission:
-    """``unheard``: it may have arrived. ``limit``, ``closed``: not now. ``refused``: never."""
+    """``limit``, ``closed``: not now. ``refused``: never.
 
-    answer: Literal["accepted", "unheard", "limit", "closed", "refused"]
+    ``unheard``: it may have arrived; ``unread``: so it may, and the answer is not understood.
+    """
+
+    answer: Literal["accepted", "unheard", "unread", "limit", "closed", "refused"]
     entry: Entry
     words: str  # of the scheduler, on one line
 
@@ -43,15 +46,16 @@ def submit(site: Site, ledger: Ledger, work: Work, target: Target, lock: int) ->
     withdraw(work.answer)
     work.answer.parent.mkdir(parents=True, exist_ok=True)
     try:
-        answer = site.ask(
+        done = site.ask(
             site.dialect.submit_command(request),
             stdin=text,
             folder=entry.folder,
             keep_open=[lock] if lock >= 0 else [],
-        ).text
+        )
     except Silent as silent:
         return Submission("unheard", entry, str(silent))
-    words = " ".join(answer.split())
+    answer = done.text
+    words = " ".join(answer.split()) or f"no answer, exit code {done.code}"
     job = accepted(answer)
     if job is not None:
         return Submission("accepted", ledger.change(entry, stage="submitted", job=job), words)
@@ -60,5 +64,7 @@ def submit(site: Site, ledger: Ledger, work: Work, target: Target, lock: int) ->
         return Submission("closed" if is_closed(answer) else "limit", entry, words)
     if is_away(answer):
         return Submission("unheard", entry, words)
+    if not is_refusal(answer):
+        return Submission("unread", entry, words)
     entry = ledger.change(entry, stage="refused", outcome="rejected", reason=words)
     return Submission("refused", entry, words)
