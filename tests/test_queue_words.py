@@ -18,7 +18,16 @@ from xdimo.doctor import login
 from xdimo.errors import UserError
 from xdimo.files import write_json
 from xdimo.scheduler import dispatcher, queue_session, status
-from xdimo.scheduler.dialects import DIALECTS, LSF, Dialect, is_limit, read_history, read_jobs
+from xdimo.scheduler.dialects import (
+    DIALECTS,
+    LSF,
+    Dialect,
+    History,
+    is_limit,
+    read_history,
+    read_jobs,
+    read_reason,
+)
 from xdimo.scheduler.dispatcher import Spool
 from xdimo.scheduler.hosts import free_cards, read_hosts
 from xdimo.scheduler.job_outcome import Ending, by_scheduler
@@ -476,7 +485,7 @@ HISTORIES = [
     ("Job <1>, User <u>\n: Starting (Pid 1);\n: Done successfully. The CPU", "crash"),
     ("Job <1>, User <u>\n: Starting (Pid 1);\n: Exited with exit code 140. The CPU", "timeout"),
     ("Job <1>, User <u>\n: Exited; TERM_RUNLI\n                     MIT: job ended", "timeout"),
-    ("Job <1>, User <u>\n: Starting (Pid 1);\n", "lost"),
+    ("Job <1>, User <u>\n: Submitted from host <h>;\n", "lost"),
     ("No matching job found\n", "lost"),
 ]
 
@@ -498,11 +507,63 @@ def test_a_job_that_is_gone_ends_as_its_history_says(
     assert trace == history.startswith("No matching")
 
 
+SILENCES = [
+    "Job <1>, User <u>\n: Starting (Pid 1);\n",
+    "LSF is down. Please wait ...",
+    "bhist: Cannot open event file",
+]
+
+
+@pytest.mark.parametrize("history", SILENCES)
+def test_a_job_is_not_lost_while_no_history_says_its_end(
+    tmp_path: Path, clock: Clock, history: str
+) -> None:
+    """Its time limit is the most that it is waited for."""
+    site = Lsf(histories={"1": history})
+    one = started(tmp_path, site, clock)
+    one.poll()
+    table, site.states = site.states, {}
+    assert polls(one, clock, 10, 100) == []
+    assert site.killed == []
+    site.states = table
+    assert polls(one, clock, 1, 100) == []
+    site.states = {}
+    [ended] = polls(one, clock, 3, 60 * 120)
+    assert ended.ending.outcome == "lost"
+
+
+def test_a_job_whose_log_grows_is_not_lost(tmp_path: Path, clock: Clock) -> None:
+    site = Lsf()
+    one = started(tmp_path, site, clock)
+    one.poll()
+    attempt(tmp_path, 1, None)
+    site.states = {}
+    for minute in range(1, 9):
+        os.utime(tmp_path / RUN / "attempts/1/log.jsonl", (minute, minute))
+        assert polls(one, clock, 1, 50) == []
+    [ended] = polls(one, clock, 7, 10)
+    assert (ended.ending.outcome, site.killed) == ("lost", ["1"])
+
+
+NAMED_DONE = """Job <1>, Job Name <Done>, User <u>, Command <echo Exited with exit code 5>
+Sat Nov 28 10:00:00: Submitted from host <h>, CWD </home/Done>, Output File </Exited/TERM_OWNER>;
+Sat Nov 28 10:00:01: Starting (Pid 7);
+Sat Nov 28 10:00:02: Running with execution home </home>, Execution CWD </home/Done>;
+"""
+
+
+def test_a_name_in_a_history_says_nothing_of_the_end() -> None:
+    assert read_history(NAMED_DONE) == History(known=True, running=True)
+    done = read_history(NAMED_DONE + "Sat Nov 28 10:01:00: Done successfully. The CPU time\n")
+    assert done == History(known=True, code=0)
+
+
 def test_a_run_limit_may_be_an_exit_code_alone() -> None:
     history = read_history("Job <7>\nExited with exit code 140. The CPU time used")
+    assert history is not None
     assert by_scheduler(None, history.reason, Ending("crash")).outcome == "timeout"
-    assert read_history("Exited by signal 12. The CPU time used").reason == history.reason
-    assert read_history("Exited with exit code 1. The CPU").reason is None
+    assert read_reason("Exited by signal 12. The CPU time used") == history.reason
+    assert read_reason("Exited with exit code 1. The CPU") is None
 
 
 # -- what people are told ----------------------------------------------------------------------

@@ -94,6 +94,7 @@ class History:
     reason: str | None = None  # TERM_RUNLIMIT, exit code 140, ...
     code: int | None = None  # exit code, 0 = done; None = no end there
     requeued: bool = False  # it will be started again, under the same id
+    running: bool = False  # it has started, and not ended
 
 
 @dataclass(frozen=True)
@@ -242,14 +243,29 @@ def read_jobs(answer: str) -> dict[str, Job] | None:
     return jobs
 
 
-def read_history(answer: str) -> History:
+# A line of the history that tells of the job: its time, then what happened. Names, paths and
+# commands, which may have any word in them, are in <> and come after words of another kind.
+_EVENT = re.compile(
+    r"[\w\s:.,-]{0,40}?"
+    r"(\b(Start(ed|ing)|Dispatched|Done|Exited|Completed|has been requeued)\b|TERM_[A-Z])"
+)
+
+
+def read_history(answer: str) -> History | None:
+    """None = no answer: neither a job's history, nor that there is none."""
     text = re.sub(r"\n {12,}", "", answer)  # lines are wrapped, in the middle of words too
-    known = bool(re.search(r"\bJob\s*<\d+>|\bTERM_|\bExited\b|\bDone\b", text))
-    known = known and not _NO_JOB.search(text)
-    *_, last = re.split(r"has been requeued|TERM_REQUEUE_\w+", text)
-    begun = re.search(r"\b(Start(ed|ing)|Dispatched|Exited|Completed|Done)\b", last)
-    if last != text and not begun:
-        return History(known, "requeued", requeued=True)
+    events = "\n".join(
+        re.sub(r"<[^<>]*>", "<>", line) for line in text.splitlines() if _EVENT.match(line)
+    )
+    if _NO_JOB.search(text):
+        return History(known=False)
+    if not (events or re.search(r"\bJob\s*<\d+>", text)):
+        return None
+    *_, last = re.split(r"has been requeued|TERM_REQUEUE_\w+", events)
+    ended = re.search(r"\b(Exited|Completed|Done|TERM_\w+)\b", last)
+    begun = re.search(r"\b(Start(ed|ing)|Dispatched)\b", last)
+    if last != events and not (begun or ended):
+        return History(True, "requeued", requeued=True)
     code = None
     for how, number in re.findall(r"(exit code|by signal)\s+(\d+)", last):
         code = int(number) + (128 if how == "by signal" else 0)
@@ -257,9 +273,10 @@ def read_history(answer: str) -> History:
         code = 0
     found = re.findall(r"\bTERM_[A-Z_]+", last)
     limit = f"exit code {code}" if code == RUN_LIMIT_CODE else None
-    return History(known, found[-1] if found else limit, code)
+    return History(True, found[-1] if found else limit, code, running=bool(begun) and not ended)
 
 
 def read_reason(history: str) -> str | None:
     """Why the scheduler ended a job (TERM_RUNLIMIT ...); None where it says nothing of it."""
-    return read_history(history).reason
+    read = read_history(history)
+    return read.reason if read else None

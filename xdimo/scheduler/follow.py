@@ -56,8 +56,16 @@ class Follower:
         if job is not None and job.alive:
             live.gone = None
             return None
-        live.gone = live.gone or now
+        if live.gone is None or (job is None and self._grows(live)):
+            live.gone = now
         return self._conclude(live, job, now - live.gone)
+
+    def _grows(self, live: Live) -> bool:
+        """Whether its log has grown since the last time; work that is no run has none."""
+        before, live.sign = live.sign, 0.0
+        if live.work.is_run:
+            live.sign = endings.sign_of_life(live.work.answer)
+        return live.sign != before
 
     def _unseen(self, live: Live, job: Job, now: float) -> Ending | None:
         """A job whose host the scheduler has lost sight of may go on, and may be long over."""
@@ -65,9 +73,8 @@ class Follower:
         own = endings.found(work.answer, job.id, work.is_run)
         if own is not None and own.answered:
             return own
-        sign = endings.sign_of_life(work.answer) if work.is_run else 0
-        if live.unseen is None or sign != live.sign:
-            live.unseen, live.sign = now, sign
+        if self._grows(live) or live.unseen is None:
+            live.unseen = now
         # What writes no log has its whole time limit.
         patience_s = self.rules.grace_s + (0 if work.is_run else 60 * work.walltime_min)
         where = f"job {job.id} on {job.host or '?'} has an unknown state"
@@ -87,14 +94,23 @@ class Follower:
         missing = job is None and own is None
         if since_s < (self.rules.grace_s if missing else self.rules.latency_s):
             return None
+        # One that is missing may run yet, as long as its time limit lets it, while no history says
+        # otherwise.
+        whole_s = self.rules.grace_s + 60 * work.walltime_min
         patient = since_s < max(self.rules.grace_s, self.rules.latency_s)
         try:
             history = self.site.history(entry.job)
         except Silent as silent:
             history = History(known=False)
-            if patient:
+            if patient or (missing and since_s <= whole_s):
                 self.once(f"{work.name}: {silent}; asking again")
                 return None
+        if missing and history.running and since_s <= whole_s:
+            self.once(
+                f"{work.name}: job {entry.job} is missing in the list, but its history shows a "
+                "start and no end; waiting for it"
+            )
+            return None
         if history.requeued and patient:
             self.once(f"{work.name}: job {entry.job} has been requeued; waiting for it")
             return None

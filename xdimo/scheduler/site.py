@@ -103,8 +103,13 @@ class Site:
         raise Silent(f"{command[0]}: not a table of hosts; {where}")
 
     def history(self, job: str) -> History:
-        """Raises Silent."""
-        return read_history(self.ask(self.dialect.history_command(job)).text)
+        """Raises Silent where there is no readable answer. None at all, without a fault, is one."""
+        command = self.dialect.history_command(job)
+        answer = self.ask(command)
+        history = read_history(answer.text)
+        if history is None and (answer.code or answer.text.strip()):
+            raise Silent(f"{command[0]}: exit code {answer.code}, {_shown(answer.text)}")
+        return history or History(known=False)
 
     def kill(self, jobs: Sequence[str]) -> str:
         """The scheduler's answer. Raises Silent."""
