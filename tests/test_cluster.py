@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from xdimo.scheduler.hosts import free_cards, out_of_service, read_hosts
 from xdimo.scheduler.job_outcome import Ending
 from xdimo.scheduler.site import Answer, Silent, ask, keep, mask, replay
 from xdimo.scheduler.submissions import Ledger
+from xdimo.train import launch
 from xdimo.train.step import EAGER_STEPS
 
 NASTY = 'it\'s "a" $(touch pwned) `touch pwned`; touch pwned &\nfolder'
@@ -224,6 +226,29 @@ def test_the_job_script_hands_on_exit_codes_and_signals(tmp_path: Path) -> None:
     subprocess.run(
         ["kill", "-USR2", str(job.pid)], check=True
     )  # the shell alone, as some queues do
+    assert job.wait(timeout=30) == 7
+
+
+def test_the_job_script_hands_on_all_that_launch_answers(tmp_path: Path) -> None:
+    answered = {number.name for number in (*launch._STOPS, launch._WARNING)}
+    assert {f"SIG{name}" for name in job_script.SIGNALS.split()} == answered
+    program = "import signal, sys, time; got = set(); wanted = set(map(int, sys.argv[1:]))\n"
+    program += "for n in wanted: signal.signal(n, lambda n, _: (open(str(n), 'w'), got.add(n)))\n"
+    program += "open('ready', 'w').close()\n"
+    program += "while got < wanted: time.sleep(0.01)\n"
+    (tmp_path / "program.py").write_text(program)
+    signals = [launch._WARNING, *launch._STOPS]
+    command = f"python3 program.py {' '.join(str(int(number)) for number in signals)}\nexit 7"
+    path = job_script.write(tmp_path, command, tmp_path, LSF)
+    job = subprocess.Popen(["/bin/bash", str(path)], env={**os.environ, "LSB_JOBID": "1"})
+    while not (tmp_path / "ready").exists():
+        assert job.poll() is None
+    job.send_signal(signal.SIGPIPE)
+    for number in signals:
+        time.sleep(0.05)
+        job.send_signal(number)
+        while not (tmp_path / str(int(number))).exists():
+            assert job.poll() is None
     assert job.wait(timeout=30) == 7
 
 

@@ -14,6 +14,9 @@ from xdimo.scheduler.dialects import SCRIPT_LIMIT_BYTES, Dialect
 # What a job sees of the environment it was submitted from, whatever the scheduler copies.
 ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "LANG")
 
+# What `launch` answers by ending its run. A closed pipe ends neither it nor the shells around it.
+SIGNALS = "HUP INT QUIT TERM USR1 USR2 XCPU ALRM"
+
 SCRIPT, COMMAND, STARTED = "job.sh", "command.sh", "started"
 
 
@@ -46,7 +49,8 @@ def write(folder: Path, command: str, workdir: Path, dialect: Dialect) -> Path:
         "set -m\n"
         f"/bin/bash {shlex.quote(str(folder / COMMAND))} < /dev/null &\n"
         "child=$!\n"
-        "for name in HUP INT TERM USR1 USR2; do\n"
+        "trap : PIPE\n"
+        f"for name in {SIGNALS}; do\n"
         '  trap "kill -s $name -- -$child 2>/dev/null" $name\n'
         "done\n"
         "while kill -0 $child 2>/dev/null; do wait $child; done\n"
@@ -56,7 +60,7 @@ def write(folder: Path, command: str, workdir: Path, dialect: Dialect) -> Path:
     )
     (folder / COMMAND).write_text(
         # The shell outlives a signal, so that the command it runs can answer it.
-        f"trap : HUP INT TERM USR1 USR2\nset -euo pipefail\n{command}\n",
+        f"trap : {SIGNALS} PIPE\nset -euo pipefail\n{command}\n",
         encoding="utf-8",
     )
     return script
