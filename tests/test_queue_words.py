@@ -438,6 +438,52 @@ def test_of_two_jobs_of_one_run_the_earlier_is_ended(
     assert one.live[RUN].entry.job == "2"
 
 
+DAMAGED = [
+    '{"outcome"',
+    "[]",
+    "1",
+    '{"job": "1"}',
+    '{"job": "1", "outcome": "ok", "reason": null, "attempt": 1}',
+    '{"job": "1", "outcome": [], "reason": null, "attempt": 1, "log": null}',
+    '{"job": "1", "outcome": "weird", "reason": null, "attempt": 1, "log": null}',
+]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+@pytest.mark.parametrize("header", ['{"event": "header", "job": "1"}', "[]", ""])
+def test_a_damaged_ending_is_said_and_kept(
+    tmp_path: Path, clock: Clock, text: str, header: str
+) -> None:
+    site = Lsf()
+    one = started(tmp_path, site, clock)
+    attempt(tmp_path, 1, "ok")
+    (tmp_path / RUN / "attempts/1/log.jsonl").write_text(header + "\n")
+    path = tmp_path / RUN / "attempts/1/run.json"
+    path.write_text(text)
+    (tmp_path / RUN / "run.json").write_text(text)
+    site.states["1"] = "EXIT"
+    [ended] = polls(one, clock, 3, 10)
+    assert (ended.ending.outcome, ended.retry) == ("crash", True)
+    assert len([said for said in site.said if said.startswith(f"{path}: damaged")]) == 1
+    assert path.read_text() == text
+    assert status._ended(RUN, tmp_path / RUN).state == "crash"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"lines": [1]}'])
+def test_a_damaged_preflight_is_said(tmp_path: Path, clock: Clock, text: str) -> None:
+    name = "preflight-gpu_h200"
+    look = replace(work(tmp_path, name), is_run=False)
+    site = Lsf()
+    one = spool(tmp_path, site, clock, preflight=lambda target: look)
+    one.add(work(tmp_path))
+    one.poll()
+    site.states["1"] = "DONE"
+    look.answer.write_text(text)
+    [ended] = polls(one, clock, 2, 10)
+    assert ended.ending.outcome == "unavailable"
+    assert f"{look.answer}: damaged" in str(ended.ending.reason)
+
+
 def test_an_id_that_came_round_again_is_nobody_of_ours(
     tmp_path: Path,
     clock: Clock,

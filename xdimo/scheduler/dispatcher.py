@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from xdimo.errors import UserError
 from xdimo.files import read_json
 from xdimo.scheduler import job_outcome as endings
 from xdimo.scheduler import job_script
@@ -246,8 +247,11 @@ class Spool:
     def _preflown(self, live: Live, ending: Ending) -> None:
         problems = [ending.reason or ending.outcome]
         if ending.answered:
-            answer = read_json(live.work.answer)
-            problems = [line["what"] for line in answer["lines"] if not line["ok"]]
+            try:
+                answer = read_json(live.work.answer)
+                problems = [line["what"] for line in answer["lines"] if not line["ok"]]
+            except (UserError, LookupError, TypeError):
+                problems = [f"{live.work.answer}: damaged; expected what the preflight has found"]
         if problems:
             self.ledger.change(live.entry, outcome="unavailable", reason="; ".join(problems))
             self._service.fail(live.target, "; ".join(problems))

@@ -90,6 +90,8 @@ class Follower:
         own = endings.found(work.answer, entry.job, work.is_run)
         if own is not None and own.answered:
             return own
+        for path in endings.damaged(work.answer):
+            self.once(f"{path}: damaged; expected how the attempt ended. It counts as not written")
         # A requeued job is shown as ended first, and its launcher has said so.
         missing = job is None and own is None
         if since_s < (self.rules.grace_s if missing else self.rules.latency_s):

@@ -2,9 +2,10 @@
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from xdimo.errors import UserError
 from xdimo.files import file_hash, read_json, write_json
@@ -62,20 +63,35 @@ def begun_by(attempt: Path) -> str | None:
     try:
         with open(attempt / "log.jsonl", encoding="utf-8") as log:
             return str(json.loads(log.readline())["job"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError):
         return None
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """A run.json; None where there is none, or a damaged one."""
+    with suppress(UserError, LookupError, TypeError):
+        run: dict[str, Any] = read_json(path)
+        kinds = {"job": str | None, "reason": str | None, "log": str | None, "attempt": int}
+        if run["outcome"] in get_args(Outcome) and all(
+            isinstance(run[key], kind) for key, kind in kinds.items()
+        ):
+            return run
+    return None
+
+
+def damaged(answer: Path) -> list[Path]:
+    """The run.json of attempts that are there and cannot be read."""
+    paths = (attempt / "run.json" for attempt in attempts(answer.parent))
+    return [path for path in paths if path.exists() and read(path) is None]
 
 
 def of_run(answer: Path, job: str) -> tuple[Path, dict[str, Any]] | None:
     """The newest attempt that ``job`` has ended: its folder and its run.json."""
     for attempt in attempts(answer.parent):
-        try:
-            run = read_json(attempt / "run.json")
-        except UserError:
-            if begun_by(attempt) == job:
-                return None  # begun anew, and not ended: the job was requeued
-            continue
-        if run.get("job") == job:
+        run = read(attempt / "run.json")
+        if run is None and begun_by(attempt) == job:
+            return None  # begun anew, and not ended: the job was requeued; or damaged
+        if run is not None and run["job"] == job:
             return attempt, run
     return None
 
@@ -102,19 +118,13 @@ def found(answer: Path, job: str, is_run: bool) -> Ending | None:
 
 def _taken(answer: Path) -> Ending | None:
     """The answer, withdrawn when the job was submitted, is there: of an attempt before the job."""
-    try:
-        run = read_json(answer)
-        return Ending(run["outcome"], run["reason"])
-    except (UserError, LookupError, TypeError):
-        return None
+    run = read(answer)
+    return None if run is None else Ending(run["outcome"], run["reason"])
 
 
 def _stands(answer: Path, run: dict[str, Any]) -> bool:
-    try:
-        top = read_json(answer)
-    except UserError:
-        return False
-    return bool(top.get("attempt") == run["attempt"])
+    top = read(answer)
+    return top is not None and top["attempt"] == run["attempt"]
 
 
 def by_scheduler(own: Ending | None, reason: str | None, fallback: Ending) -> Ending:
@@ -144,7 +154,7 @@ def record(
     folder = _attempt(answer, job, ending)
     path = folder / "run.json"
     log = folder / "log.jsonl"
-    known = read_json(path) if path.exists() and job is not None else {}
+    known: dict[str, Any] = (read(path) if job is not None else None) or {}
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     facts = {
         "schema": SCHEMA,
@@ -162,7 +172,7 @@ def record(
         "code": identity.code_identity(),
         "cause": [],
     }
-    kept = {
+    kept: dict[str, Any] = {
         key: known[key] for key in ("host", "started", "ended", "code", "cause") if key in known
     }
     write_json(path, {**facts, **kept})
@@ -185,5 +195,5 @@ def _takes(newest: Path, job: str | None, ending: Ending) -> bool:
     """Begun by this job; or the same thing said again, of no job."""
     if not (newest / "run.json").exists():
         return job is not None
-    run = read_json(newest / "run.json")
-    return bool(job is None and run["job"] is None and run["outcome"] == ending.outcome)
+    run = read(newest / "run.json")  # a damaged one is left as it is
+    return bool(run and job is None and run["job"] is None and run["outcome"] == ending.outcome)

@@ -12,7 +12,7 @@ from xdimo.config.schema import Bench
 from xdimo.files import read_json
 from xdimo.scheduler.controller_files import Board
 from xdimo.scheduler.dialects import Job
-from xdimo.scheduler.job_outcome import attempts, begun_by
+from xdimo.scheduler.job_outcome import attempts, begun_by, read
 from xdimo.scheduler.site import Silent, Site
 from xdimo.scheduler.submissions import Entry, Ledger
 
@@ -132,5 +132,7 @@ def _ended(run: str, folder: Path) -> Line:
     path = next((path for path in paths if path.exists()), None)
     if path is None:
         return Line(run, "not started", "")
-    ending = read_json(path)
+    ending = read(path)
+    if ending is None:
+        return Line(run, "damaged", f"{path}: expected how it ended")
     return Line(run, ending["outcome"], ending["reason"] or "")
