@@ -305,7 +305,7 @@ def test_noise_around_a_table_is_passed_over(tmp_path: Path, clock: Clock) -> No
     noisy = f"Notice; of the site\n{HEAD}\n7;RUN;q;4*h01\n8[2];RUN;q;h\nx\n9;HM;q;h\nWarning: x\n"
     jobs = read_jobs(noisy)
     assert jobs is not None
-    assert {job.id: job.state for job in jobs.values()} == {"7": "running", "9": "unknown"}
+    assert {job.id: job.state for job in jobs.values()} == {"7": "running", "9": "other"}
     assert read_jobs("Notice\n") is None
     hosts = read_hosts(f"Notice of the site\n{FULL}a row cut\nWarning: daemon\n")
     assert hosts is not None
@@ -523,6 +523,23 @@ def test_a_job_of_unknown_state(tmp_path: Path, clock: Clock) -> None:
     site.states["2"] = "UNKWN"
     attempt(tmp_path, 2, "ok", job="2")
     [ended] = one.poll()
+    assert ended.ending == Ending("ok")
+
+
+@pytest.mark.parametrize("word", ["HOLD", "FWD_PEND", "UNKNOWN", ""])
+def test_a_state_in_a_word_that_is_not_known_is_alive(
+    tmp_path: Path, clock: Clock, word: str
+) -> None:
+    site = Lsf()
+    one = started(tmp_path, site, clock)
+    site.states["1"] = word
+    assert polls(one, clock, 20, 1000) == []
+    assert site.killed == []
+    assert [said for said in site.said if "state" in said] == [
+        f"{RUN}: job 1 has the state {word!r}, not known; it goes on"
+    ]
+    attempt(tmp_path, 1, "ok")
+    [ended] = polls(one, clock, 1, 10)
     assert ended.ending == Ending("ok")
 
 

@@ -15,8 +15,9 @@ from xdimo.errors import UserError
 
 SCRIPT_LIMIT_BYTES = 4096  # a longer script is refused
 
-State = Literal["pending", "running", "suspended", "unknown", "done", "exit"]
-ALIVE: frozenset[State] = frozenset({"pending", "running", "suspended", "unknown"})
+# unknown: the scheduler does not see the job's host. other: a word that is not known here.
+State = Literal["pending", "running", "suspended", "unknown", "other", "done", "exit"]
+ALIVE: frozenset[State] = frozenset({"pending", "running", "suspended", "unknown", "other"})
 
 # Words of the status column, both dialects.
 _STATES: dict[str, State] = {
@@ -80,6 +81,7 @@ class Job:
     state: State
     queue: str
     host: str | None
+    word: str  # of the state, as the scheduler has it
 
     @property
     def alive(self) -> bool:
@@ -237,8 +239,9 @@ def read_jobs(answer: str) -> dict[str, Job] | None:
             continue
         host = re.sub(r"^\d+\*", "", cells.get("EXEC_HOST", "-").split(":")[0])
         known = host not in ("", "-")
-        state = _STATES.get(cells.get("STAT", ""), "unknown")
-        job = Job(cells["JOBID"], state, cells.get("QUEUE", ""), host if known else None)
+        word = cells.get("STAT", "")
+        state = _STATES.get(word.upper(), "other")
+        job = Job(cells["JOBID"], state, cells.get("QUEUE", ""), host if known else None, word)
         jobs[job.id] = job
     return jobs
 

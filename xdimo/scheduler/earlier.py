@@ -46,7 +46,7 @@ class Earlier:
         self.held = set()
         for job in jobs.values():
             entry = self._past.get(job.id)
-            if entry is None or job.state in ("unknown", "done", "exit"):
+            if entry is None or job.state in ("unknown", "other", "done", "exit"):
                 continue
             known = live.get(entry.work), self.others.get(entry.work)
             if job.id in (known[0] and known[0].entry.job, known[1] and known[1].job):

@@ -55,7 +55,7 @@ class Follower:
         live.unseen = None
         if job is not None and job.alive:
             live.gone = None
-            return None
+            return self._of_another_word(live, job) if job.state == "other" else None
         if live.gone is None or (job is None and self._grows(live)):
             live.gone = now
         return self._conclude(live, job, now - live.gone)
@@ -66,6 +66,13 @@ class Follower:
         if live.work.is_run:
             live.sign = endings.sign_of_life(live.work.answer)
         return live.sign != before
+
+    def _of_another_word(self, live: Live, job: Job) -> Ending | None:
+        """Alive, as long as its run does not say otherwise."""
+        work = live.work
+        self.once(f"{work.name}: job {job.id} has the state {job.word!r}, not known; it goes on")
+        own = endings.found(work.answer, job.id, work.is_run)
+        return own if own is not None and own.answered else None
 
     def _unseen(self, live: Live, job: Job, now: float) -> Ending | None:
         """A job whose host the scheduler has lost sight of may go on, and may be long over."""
