@@ -278,6 +278,23 @@ def test_a_closed_queue_is_waited_for_and_holds_no_other_back(
     assert site.killed == []
 
 
+@pytest.mark.parametrize("looked_at", [False, True])
+def test_a_closed_queue_may_open_again(tmp_path: Path, clock: Clock, looked_at: bool) -> None:
+    look = replace(work(tmp_path, "preflight-gpu_h200"), is_run=False)
+    site = Lsf(closed={"gpu_h200"})
+    changes = {"preflight": lambda target: look} if looked_at else {}
+    one = spool(tmp_path, site, clock, **changes)
+    for _ in range(2):
+        one.add(work(tmp_path))
+        [ended] = polls(one, clock, 9, 10)
+        assert ended.ending.outcome == "unavailable"
+        assert not (one.waiting or one.live)
+    site.closed = set()
+    one.add(work(tmp_path))
+    assert polls(one, clock, 1, 10) == []
+    assert next(iter(site.names.values())).startswith("preflight-" if looked_at else RUN)
+
+
 def test_a_numeric_resource_asks_for_cards() -> None:
     asked = replace(REQUEST, gpu_request='-R "rusage[ngpus={n}]"')
     command = LSF.submit_command(asked)

@@ -281,6 +281,7 @@ class Spool:
         for work in [w for w in self.waiting.values() if w.target in out]:
             del self.waiting[work.name]
             self._refuse(work, Ending("unavailable", out[work.target]))
+        self._service.ask_again()
         dead = self._service.dead
         for live in list(self.live.values()):
             pending = live.job is not None and live.job.state == "pending"
@@ -295,7 +296,8 @@ class Spool:
 
     def _refuse(self, work: Work, ending: Ending) -> None:
         if work.name.startswith(PREFLIGHT):
-            self._service.fail(work.target, str(ending.reason))
+            if ending.outcome == "rejected":  # an outage may pass
+                self._service.fail(work.target, str(ending.reason))
             self.say(f"{work.name}: {ending}")
             return
         if work.is_run:

@@ -36,6 +36,10 @@ class Service:
         if now - self._shut_since.setdefault(target, now) >= self.closed_s:
             self._queues[target] = words
 
+    def ask_again(self) -> None:
+        """What waited for a closed queue has been ended; what is asked of it next tries it."""
+        self._queues.clear()
+
     def opened(self, target: str) -> None:
         self._shut_since.pop(target, None)
 
