@@ -638,6 +638,37 @@ def test_a_name_in_a_history_says_nothing_of_the_end() -> None:
     assert done == History(known=True, code=0)
 
 
+ENDS = [
+    ("Exited with exit code 137", "killed"),
+    ("Exited with exit code 130", "killed"),
+    ("Exited with exit code 152", "timeout"),
+    ("Exited by signal 24", "timeout"),
+    ("Exited with exit code 139", "crash"),
+    ("Exited with exit code 2", "crash"),
+]
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize(("words", "outcome"), ENDS)
+def test_an_exit_code_says_what_it_can(
+    tmp_path: Path, clock: Clock, words: str, outcome: str, listed: bool
+) -> None:
+    history = f"Job <1>, User <u>\n: Starting (Pid 1);\n: {words}. The CPU time used\n"
+    site = Lsf(histories={"1": history})
+    one = started(tmp_path, site, clock)
+    site.states = {"1": "EXIT"} if listed else {}
+    [ended] = polls(one, clock, 2, 61)
+    assert ended.ending.outcome == outcome
+    code = 152 if "signal" in words else int(words.split()[-1])
+    assert f"exit code {code}" in str(ended.ending.reason)
+
+
+def test_a_host_that_is_locked_is_out() -> None:
+    hosts = read_hosts("HOST_NAME STATUS MAX NJOBS\nh01 closed_Lock 40 0\nh02 closed_Busy 40 8\n")
+    assert hosts is not None
+    assert [host.out for host in hosts.values()] == [True, False]
+
+
 def test_a_run_limit_may_be_an_exit_code_alone() -> None:
     history = read_history("Job <7>\nExited with exit code 140. The CPU time used")
     assert history is not None

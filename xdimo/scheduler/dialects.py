@@ -7,6 +7,7 @@ columns are asked for. Nothing passes through a shell: arguments are a list.
 import re
 import shlex
 import shutil
+import signal
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -54,7 +55,13 @@ _REFUSED = re.compile(
 )
 _NO_JOB = re.compile(r"^\s*(No .*job.* found|Job <.+> is not found)", re.IGNORECASE | re.MULTILINE)
 
-RUN_LIMIT_CODE = 140  # killed by SIGUSR2, which nothing but a run limit sends
+# Exit codes of what a signal ended. Nothing but a run limit sends SIGUSR2, or a CPU limit SIGXCPU;
+# the others are somebody's or the system's will. (SIGSEGV and its like are the program's fault.)
+LIMIT_CODES = frozenset({128 + signal.SIGUSR2, 128 + signal.SIGXCPU})
+KILLED_CODES = frozenset(
+    128 + signal.Signals[f"SIG{name}"]
+    for name in ("HUP", "INT", "QUIT", "KILL", "TERM", "USR1", "ALRM")
+)
 
 
 @dataclass(frozen=True)
@@ -275,8 +282,8 @@ def read_history(answer: str) -> History | None:
     if code is None and re.search(r"\bDone\b", last):
         code = 0
     found = re.findall(r"\bTERM_[A-Z_]+", last)
-    limit = f"exit code {code}" if code == RUN_LIMIT_CODE else None
-    return History(True, found[-1] if found else limit, code, running=bool(begun) and not ended)
+    ended_by = f"exit code {code}" if code in LIMIT_CODES | KILLED_CODES else None
+    return History(True, found[-1] if found else ended_by, code, running=bool(begun) and not ended)
 
 
 def read_reason(history: str) -> str | None:

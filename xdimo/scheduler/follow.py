@@ -123,7 +123,9 @@ class Follower:
         if history.requeued and patient:
             self.once(f"{work.name}: job {entry.job} has been requeued; waiting for it")
             return None
-        how = f"as {job.state}" if job is not None else f"with exit code {history.code}"
+        how = f"as {job.state}" if job is not None else "in the history"
+        if history.code is not None:
+            how = f"with exit code {history.code}"
         if job is not None or history.code is not None:
             fallback = Ending("crash", f"job {entry.job} ended {how}, without its answer")
         elif history.known:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from xdimo.config.schema import Target
 
 # These take no job until somebody acts. A full host is called closed too: closed_Full.
-_OUT = ("unavail", "unreach", "unlicensed", "down", "closed_adm", "closed_lim")
+_OUT = ("unavail", "unreach", "unlicensed", "down", "closed_adm", "closed_lim", "closed_lock")
 
 
 @dataclass(frozen=True)

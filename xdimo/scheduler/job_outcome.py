@@ -10,7 +10,7 @@ from typing import Any, get_args
 from xdimo.errors import UserError
 from xdimo.files import file_hash, read_json, write_json
 from xdimo.outcome import ANSWERS, RETRIED, Outcome
-from xdimo.scheduler.dialects import RUN_LIMIT_CODE
+from xdimo.scheduler.dialects import KILLED_CODES, LIMIT_CODES
 from xdimo.train import identity
 from xdimo.train.launch import place
 
@@ -19,7 +19,9 @@ SCHEMA = 1  # of run.json
 # The scheduler's reasons that mean more than "it ended".
 _MEANING: dict[str, Outcome] = {
     "TERM_RUNLIMIT": "timeout",
-    f"exit code {RUN_LIMIT_CODE}": "timeout",  # all that some versions say of it
+    # All that some versions say of it.
+    **dict.fromkeys((f"exit code {code}" for code in KILLED_CODES), "killed"),
+    **dict.fromkeys((f"exit code {code}" for code in LIMIT_CODES), "timeout"),
     "TERM_CPULIMIT": "timeout",
     "TERM_DEADLINE": "timeout",
     "TERM_MEMLIMIT": "oom_host",
