@@ -124,6 +124,57 @@ def test_a_loader_process_that_a_signal_ended_is_named(
     assert found == expected[0] and reason.startswith(expected[1]) and "a loader's" in reason
 
 
+# -- what launch says --------------------------------------------------------------------------
+
+
+def test_nothing_waits_for_what_launch_prints(tmp_path: Path, small_bench: Bench) -> None:
+    """Closed, full, without a reader, and with one that does not read."""
+    said = 300_000
+    gone, unread = os.pipe(), os.pipe()
+    os.close(gone[0])
+    launched = {}
+    with open("/dev/full", "wb") as full:
+        for name, output in {
+            "full": full,
+            "gone": gone[1],
+            "unread": unread[1],
+            "closed": None,
+        }.items():
+            folder = tmp_path / name
+            files.write_json(folder / "spec.json", spec_of(small_bench, "cpu_1-bs1-r1").to_json())
+            text = f"""
+import sys
+from pathlib import Path
+from tests.test_launch import HARDWARE, program
+from xdimo.train import launch as launching
+folder = Path({str(folder)!r})
+launching._command = program("print('x' * {said}); sys.exit(3)")
+sys.exit(launching.launch(folder / "spec.json", data=folder, videos=None, vae=None,
+    output=folder / "run.json", hardware=HARDWARE, walltime_min=0.3))
+"""
+            command = [sys.executable, "-c", text]
+            if output is None:
+                command = ["sh", "-c", 'exec "$0" "$@" >&-', *command]
+            launched[name] = subprocess.Popen(command, stdout=output, cwd=ROOT)
+    for name, process in launched.items():
+        assert process.wait(timeout=60) == 1
+        attempt = tmp_path / name / "attempts/1"
+        run = json.loads((attempt / "run.json").read_text())
+        assert (run["outcome"], run["reason"]) == ("crash", "torchrun exited with 3")
+        assert (attempt / "output.log").stat().st_size == said + 1
+    for end in (gone[1], *unread):
+        os.close(end)
+
+
+def test_what_a_rank_says_is_launch_s_output_too(
+    tmp_path: Path, small_bench: Bench, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.setattr(launching, "_command", program("print('first'); print('last')"))
+    launch(tmp_path, small_bench)
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[-3:-1] == ["first", "last"] and "crash" in lines[-1]
+
+
 # -- nothing of ours is left -------------------------------------------------------------------
 
 
@@ -140,7 +191,114 @@ def test_a_stopped_rank_is_the_reason_and_does_not_outlive_the_run(
     assert not list(_processes_with(str(tmp_path)))
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGQUIT, signal.SIGXCPU])
+def whole(then: str) -> Any:
+    """In torchrun's place: a log that is whole, then ``then``."""
+
+    def command(*arguments: Any) -> list[str]:
+        write = (
+            f"open({str(arguments[-1] / 'log.jsonl')!r}, 'w').write('{{\"event\": \"footer\"}}')"
+        )
+        return list(program(f"import signal; {write}; {then}")(*arguments))
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("then", "walltime_min"),
+    [
+        ("os.kill(os.getppid(), signal.SIGTERM); time.sleep(1)", 1),
+        ("os.kill(os.getppid(), signal.SIGUSR2); time.sleep(1)", 1),
+        ("time.sleep(1)", 0.002),
+    ],
+    ids=["SIGTERM", "SIGUSR2", "wall time"],
+)
+def test_a_run_that_is_whole_is_kept_whoever_wants_its_end(
+    then: str,
+    walltime_min: float,
+    tmp_path: Path,
+    small_bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(launching, "_command", whole(then))
+    code, run = launch(tmp_path, small_bench, walltime_min=walltime_min)
+    assert (code, run["outcome"], run["reason"]) == (0, "ok", None)
+
+
+def test_one_that_is_whole_and_does_not_end_is_ended(
+    tmp_path: Path, small_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "GRACE_S", 0.5)
+    monkeypatch.setattr(launching, "_command", whole("time.sleep(60)"))
+    code, run = launch(tmp_path, small_bench, walltime_min=0.01)
+    assert (code, run["outcome"], run["reason"]) == (0, "timeout", "its wall time is over")
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("require_devices", ("killed", "SIGTERM, before it began")),
+        ("require_shared_memory", ("killed", "SIGTERM, before it began")),
+        ("judge", ("crash", "torchrun exited with 3")),
+        ("_write", ("crash", "torchrun exited with 3")),
+    ],
+)
+def test_a_signal_outside_the_group_ends_no_launch_without_its_answer(
+    where: str,
+    expected: tuple[str, str],
+    tmp_path: Path,
+    small_bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = getattr(launching, where)
+
+    def signalled(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(launching, where, signalled)
+    monkeypatch.setattr(launching, "_command", program("sys.exit(3)"))
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        code, run = launch(tmp_path, small_bench, tries=3)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (code, run["outcome"], run["reason"]) == (1, *expected)
+    assert _numbers(tmp_path) == ["1"]  # somebody wants an end: it is not tried again
+
+
+def test_a_probe_that_a_signal_ends_is_no_machine_without_gpus(
+    tmp_path: Path, small_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def probe(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        raise UserError("torch cannot list this machine's GPUs")
+
+    monkeypatch.setattr(launching, "require_devices", probe)
+    code, run = launch(tmp_path, small_bench)
+    assert (code, run["outcome"], run["reason"]) == (1, "killed", "SIGINT, before it began")
+
+
+def test_what_goes_wrong_beside_the_group_leaves_no_rank(
+    tmp_path: Path, small_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stumble(*arguments: Any) -> None:
+        raise MemoryError
+
+    text = f"time.sleep(60); {str(tmp_path)!r}"
+    monkeypatch.setattr(launching, "_command", program(text))
+    monkeypatch.setattr(launching._Group, "_wait", stumble)
+    with pytest.raises(MemoryError):
+        launch(tmp_path, small_bench)
+    assert not list(_processes_with(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        *(signal.SIGUSR1, signal.SIGQUIT, signal.SIGXCPU),
+        *(signal.SIGPROF, signal.SIGVTALRM, signal.SIGPWR, signal.SIGIO),
+    ],
+)
 def test_signals_that_would_end_launch_without_a_word(
     number: signal.Signals,
     tmp_path: Path,
@@ -315,13 +473,13 @@ def _numbers(folder: Path) -> list[str]:
 
 
 def test_after_a_kill_the_attempt_that_ended_is_taken(
-    tmp_path: Path, small_bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    tmp_path: Path, small_bench: Bench, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     _measured(tmp_path, small_bench, monkeypatch)
     assert launch(tmp_path, small_bench)[0] == 0
     run = json.loads((tmp_path / "run.json").read_text())
     assert (run["outcome"], run["attempt"]) == ("nan", 1) and _numbers(tmp_path) == ["1"]
-    assert "attempts/1" in capsys.readouterr().out
+    assert "attempts/1" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("named", ["metrics", "metrics that are gone", "metrics of older versions"])

@@ -16,10 +16,11 @@ from xdimo.cli import parser
 from xdimo.config import schema
 
 # Who may import whom: a room, and the rooms below it.
-BASE = {"config", "errors", "files", "implementations", "outcome", "spec"}
+BASE = {"config", "echo", "errors", "files", "implementations", "outcome", "spec"}
 BELOW = {
+    "echo": set(),
     "errors": set(),
-    "files": {"errors"},
+    "files": {"echo", "errors"},
     "implementations": set(),
     "outcome": set(),
     "config": {"errors", "files", "implementations"},

@@ -113,19 +113,19 @@ def test_what_nvml_keeps_to_itself_is_not_known(nvml: dict[str, Any], tmp_path: 
 
 @pytest.mark.parametrize("missing", ["nvmlInit", "nvmlDeviceGetHandleByUUID"])
 def test_without_nvml_there_is_no_file_and_one_line_says_so(
-    nvml: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture, missing: str
+    nvml: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture, missing: str
 ) -> None:
     nvml[missing] = unsupported
     with gpu_telemetry.sampling([OURS], tmp_path / "telemetry.jsonl"):
         pass
-    assert capsys.readouterr().out == "no telemetry: NVML says: Not Supported\n"
+    assert capfd.readouterr().out == "no telemetry: NVML says: Not Supported\n"
     assert not (tmp_path / "telemetry.jsonl").exists()
 
 
-def test_a_cpu_run_says_so_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_cpu_run_says_so_once(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     with gpu_telemetry.sampling([], tmp_path / "telemetry.jsonl"):
         pass
-    assert capsys.readouterr().out == "no telemetry: the run uses no GPU\n"
+    assert capfd.readouterr().out == "no telemetry: the run uses no GPU\n"
     assert list(tmp_path.iterdir()) == []
 
 

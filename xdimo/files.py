@@ -15,6 +15,7 @@ from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
+from xdimo.echo import say
 from xdimo.errors import FileError, UserError
 
 PARTIAL = re.compile(r"\..+\.[a-z0-9_]{8}\.part(\.\w+)?")  # what `whole` calls a file under way
@@ -142,10 +143,10 @@ def _take(lock: int, path: Path, wait: bool) -> None:
             raise UserError(
                 f"{path}: held by {holder}; wait for its end, then give the same command again"
             ) from None
-        print(f"waiting for {holder} ({path})", flush=True)
+        say(f"waiting for {holder} ({path})")
         fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as error:
-        print(f"{path}: cannot lock ({error.strerror}); going on without", flush=True)
+        say(f"{path}: cannot lock ({error.strerror}); going on without")
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -97,7 +97,7 @@ def judge(folder: Path, code: int, said: str) -> tuple[Outcome, str | None, list
         return outcome, reason, lines
     if code != 0:
         return "crash", f"torchrun exited with {code}", tail
-    if not _complete(folder / "log.jsonl"):
+    if not complete(folder / "log.jsonl"):
         return "crash", "exited 0 without the footer of its log", tail
     return "ok", None, []
 
@@ -114,7 +114,8 @@ def _signalled(code: int, said: str) -> Iterator[tuple[Outcome, str]]:
             yield of_signal(int(number), f"rank {rank} (pid {pid})")
 
 
-def _complete(log: Path) -> bool:
+def complete(log: Path) -> bool:
+    """Whether a run has written its log to the end."""
     try:
         *_, last = log.read_text(encoding="utf-8").splitlines()
         return bool(json.loads(last)["event"] == "footer")

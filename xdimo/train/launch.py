@@ -13,19 +13,19 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Thread
 from types import FrameType
 from typing import Any
 
 from xdimo.config.schema import Hardware
+from xdimo.echo import following, say
 from xdimo.errors import UserError
 from xdimo.files import alone, clean, file_hash, locked, read_json, write_json
 from xdimo.outcome import ANSWERS, NAMED, RETRIED, Outcome, withdraw
 from xdimo.spec import RunSpec, read_spec
 from xdimo.train import identity, processes
-from xdimo.train.failure import CAUSE_LINES, judge
+from xdimo.train.failure import CAUSE_LINES, complete, judge
 from xdimo.train.instruments import gpu_telemetry
 from xdimo.train.machine import require_devices, require_shared_memory
 from xdimo.train.worker import LAUNCHED, end_with_parent
@@ -45,6 +45,11 @@ _STOPS = (
     signal.SIGUSR1,
     signal.SIGXCPU,
     signal.SIGALRM,
+    signal.SIGVTALRM,
+    signal.SIGPROF,
+    signal.SIGIO,
+    signal.SIGPWR,
+    signal.SIGSTKFLT,
 )
 
 # What a rank does not inherit: thread counts, what torchrun reads or sets, another's repository or
@@ -57,7 +62,7 @@ _NOT_INHERITED = re.compile(
 
 @dataclass
 class _End:
-    """Why the parent ended the group, if it did."""
+    """Why the group is to end before it does by itself, if it is."""
 
     outcome: Outcome | None = None
     reason: str | None = None
@@ -72,26 +77,31 @@ class _Group:
     folder: Path  # of the attempt
     uuids: list[str]  # of its GPUs
 
-    def run(self, deadline: float, end: _End) -> tuple[int, list[str]]:
-        """torchrun's exit code, and which processes are still there because nothing ends them."""
+    def run(self, deadline: float, end: _End) -> tuple[int, _End, list[str]]:
+        """torchrun's exit code, why it was to end by then, and which processes nothing ends."""
         word = secrets.token_hex(16)
-        process = subprocess.Popen(
-            self.command,
-            env={**self.environment, LAUNCHED: word},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=end_with_parent,
-        )
-        reader = Thread(target=self._read, args=(process,), daemon=True)
-        reader.start()
-        with gpu_telemetry.sampling(self.uuids, self.folder / gpu_telemetry.FILE):
-            self._wait(process, word, deadline, end)
-        left = processes.end_all(word, GRACE_S)
+        # Straight into a file: what becomes of launch's own output must not hold up a rank.
+        with open(self.folder / OUTPUT, "ab") as output:
+            process = subprocess.Popen(
+                self.command,
+                env={**self.environment, LAUNCHED: word},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=end_with_parent,
+            )
+        try:
+            with (
+                following(self.folder / OUTPUT),
+                gpu_telemetry.sampling(self.uuids, self.folder / gpu_telemetry.FILE),
+            ):
+                self._wait(process, word, deadline, end)
+                asked = replace(end)  # what comes later has not ended it
+        finally:
+            left = processes.end_all(word, GRACE_S)
         code = process.poll()
-        reader.join(timeout=GRACE_S)
-        return -signal.SIGKILL if code is None else code, left
+        return -signal.SIGKILL if code is None else code, asked, left
 
     def _wait(
         self, process: "subprocess.Popen[bytes]", word: str, deadline: float, end: _End
@@ -107,17 +117,9 @@ class _Group:
                     end.reason = f"stopped by a signal (SIGSTOP) until its wall time: {names}"
             if end.outcome and asked is None:
                 asked = time.monotonic()
-                process.terminate()
+                if not complete(self.folder / "log.jsonl"):  # else it is ending by itself
+                    process.terminate()
             time.sleep(0.1)
-
-    def _read(self, process: "subprocess.Popen[bytes]") -> None:
-        assert process.stdout is not None
-        with open(self.folder / OUTPUT, "wb") as log:
-            while chunk := process.stdout.read1(1 << 16):  # type: ignore[attr-defined]
-                log.write(chunk)
-                log.flush()
-                sys.stdout.buffer.write(chunk)
-                sys.stdout.buffer.flush()
 
 
 def launch(
@@ -148,11 +150,12 @@ def launch(
             clean(folder)
         if _taken(spec, output):
             return 0
-        with alone(spec.run, queued):
+        end = _End()
+        with alone(spec.run, queued), _signals(end):
             for _ in range(tries):
                 command = spec_path, data, videos, vae
-                outcome, asked = _attempt(spec, command, output, hardware, walltime_min)
-                if asked or outcome not in RETRIED:
+                outcome = _attempt(spec, command, output, hardware, walltime_min, end)
+                if end.outcome or outcome not in RETRIED:
                     break
     return 0 if outcome in ANSWERS else 1
 
@@ -173,7 +176,7 @@ def _taken(spec: RunSpec, output: Path) -> bool:
     except (UserError, LookupError, TypeError):  # none, or damaged
         return False
     place(output, folder, run)
-    print(f"{spec.run}: {run['outcome']}, as attempts/{folder.name} ended: it is taken", flush=True)
+    say(f"{spec.run}: {run['outcome']}, as attempts/{folder.name} ended: it is taken")
     return True
 
 
@@ -189,33 +192,40 @@ def _attempt(
     output: Path,
     hardware: Hardware,
     walltime_min: float,
-) -> tuple[Outcome, bool]:
-    """Its outcome, and whether somebody asked for its end. An answer is put in its place."""
+    end: _End,
+) -> Outcome:
+    """Its outcome. An answer is put in its place, and only then said."""
     started, began = time.time(), time.monotonic()
-    end = _End()
+    uuids = []
     try:
         uuids = require_devices(spec, hardware)
         require_shared_memory(spec)
     except UserError as error:
-        if identity.job():  # the queue's side has nothing else that says why
-            _write(spec, _new_attempt(output.parent), "unavailable", str(error), [], started, began)
-        raise
+        if not end.outcome:  # else the signal may have ended the probe
+            if identity.job():  # the queue's side has nothing else that says why
+                folder = _new_attempt(output.parent)
+                _write(spec, folder, "unavailable", str(error), [], started, began)
+            raise
     folder = _new_attempt(output.parent)
     withdraw(output)
-    group = _Group(_command(spec, *command, folder), environment(spec), folder, uuids)
-    with _signals(end):
-        code, left = group.run(began + walltime_min * 60, end)
-    said = _end_of(folder / OUTPUT)
-    outcome, reason, cause = judge(folder, code, said)
-    if end.outcome:
-        outcome, reason, cause = end.outcome, end.reason, said.splitlines()[-CAUSE_LINES:]
-    if left:
-        reason = f"{reason or 'ended'}; cannot be killed, and still there: {', '.join(left)}"
+    outcome: Outcome
+    reason: str | None
+    if end.outcome:  # no time limit either has been measured
+        outcome, reason, cause = "killed", f"{end.reason}, before it began", []
+    else:
+        group = _Group(_command(spec, *command, folder), environment(spec), folder, uuids)
+        code, asked, left = group.run(began + walltime_min * 60, end)
+        said = _end_of(folder / OUTPUT)
+        outcome, reason, cause = judge(folder, code, said)
+        if asked.outcome and outcome != "ok":  # a run that is whole is, whoever wanted its end
+            outcome, reason, cause = asked.outcome, asked.reason, said.splitlines()[-CAUSE_LINES:]
+        if left:
+            reason = f"{reason or 'ended'}; cannot be killed, and still there: {', '.join(left)}"
     run = _write(spec, folder, outcome, reason, cause, started, began)
-    print(f"{spec.run}: {outcome}" + (f" ({reason})" if reason else ""), flush=True)
     if outcome in ANSWERS:
         place(output, folder, run)
-    return outcome, end.outcome is not None
+    say(f"{spec.run}: {outcome}" + (f" ({reason})" if reason else ""))
+    return outcome
 
 
 def _write(
@@ -296,7 +306,7 @@ def _command(
 
 @contextmanager
 def _signals(end: _End) -> Iterator[None]:
-    """While the group runs, signals become the reason for its end."""
+    """While inside, signals become the reason for the end of what runs, and nothing else."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         if end.outcome is None:

@@ -16,6 +16,8 @@ from typing import Any
 
 import pynvml
 
+from xdimo.echo import say
+
 FILE = "telemetry.jsonl"
 PERIOD_S = 0.5
 
@@ -40,7 +42,7 @@ def sampling(uuids: list[str], path: Path) -> Iterator[None]:
     CPU's run, without telemetry. The run's own processes are children of this one.
     """
     if not uuids:
-        print("no telemetry: the run uses no GPU", flush=True)
+        say("no telemetry: the run uses no GPU")
         yield
         return
     over = Event()
@@ -61,7 +63,7 @@ def _sample(uuids: list[str], path: Path, over: Event) -> None:
         # Ranks load their libraries for seconds before they touch a card: this is not theirs.
         before = [_memory_gib(card) for card in cards]
     except pynvml.NVMLError as error:
-        print(f"no telemetry: NVML says: {error}", flush=True)
+        say(f"no telemetry: NVML says: {error}")
         return
     try:
         with open(path, "w", encoding="utf-8") as file:
