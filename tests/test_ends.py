@@ -409,6 +409,23 @@ def test_shared_memory_that_others_fill_is_named_and_an_answer(
     assert failure.classify(full) == ("crash", "[Errno 28] No space left on device")
 
 
+TORCH_SAYS = [
+    "unable to write to file </torch_813_206_0>: No space left on device (28)",
+    "unable to allocate shared memory(shm) for file </torch_9_2>: No space left on device (28)",
+    "DataLoader worker (pid 812) is killed by signal: Bus error. It is possible that dataloader's "
+    "workers are out of shared memory. Please try to raise your shared memory limit.",
+]
+
+
+@pytest.mark.parametrize("says", TORCH_SAYS, ids=["write", "allocate", "bus error"])
+def test_shared_memory_that_was_full_is_an_answer_though_it_is_free_again(says: str) -> None:
+    error = RuntimeError(says)
+    assert failure.classify(error) == ("config", f"/dev/shm was full: {says}; {machine.MORE_SHM}")
+    lost = RuntimeError("DataLoader worker (pid(s) 812) exited unexpectedly")
+    lost.__cause__ = error
+    assert failure.classify(lost)[0] == "config"
+
+
 def test_a_clock_that_is_set_back_refuses_no_record(
     tmp_path: Path, small_bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,8 @@ SHM_FULL_BYTES = 1 << 20  # less than this free is none
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
 _CONNECTION = ("NCCL", "gloo", "Connection closed by peer", "Connection reset by peer")
+# torch's words for a batch that found no room there
+_SHM_FULL = re.compile(rf"</torch_[^>]*>.*{os.strerror(errno.ENOSPC)}|out of shared memory")
 _LOADER = re.compile(r"DataLoader worker \(pid (\d+)\) is killed by signal: ([^.]+)\.")
 _NUMBERS = {signal.strsignal(number): int(number) for number in signal.Signals}
 # Signals that a process raises by its own mistake; any other was sent.
@@ -54,6 +56,8 @@ def classify(error: BaseException) -> tuple[Outcome, str]:
         return "config", reason
     if isinstance(error, MemoryError):
         return "oom", reason
+    if _SHM_FULL.search(f"{text} {error.__cause__}"):  # and free again since its process ended
+        return "config", f"{SHM} was full: {reason}; {MORE_SHM}"
     if os.strerror(errno.ENOSPC) in text and (free := shared_memory_bytes()) < SHM_FULL_BYTES:
         return "config", f"{SHM} is full ({free} bytes free): {reason}; {MORE_SHM}"
     if isinstance(error, RuntimeError):  # torch's errors are RuntimeErrors
