@@ -1,7 +1,9 @@
 """Claims explained: the two historical rows, and one planted mistake of each kind."""
 
+import contextlib
 import gzip
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -397,6 +399,12 @@ def test_one_mistake_is_named_where_one_explains(mistake):
         ("nothing here\n", "no line such as"),
         ("(step=2) Loss: 1\n(step=1) Loss: 1\n", "line 2: step 1 after step 2"),
         ("(step=2) Loss: 1.2.3\n", "line 1: Loss: '1.2.3' is no number"),
+        (f"(step={'9' * 5000}) Loss: 1\n", "line 1: expected one '(step=...)' with a whole"),
+        (RATES + "MFU:\f3%\n", r"line 1: holds the control character '\x0c'"),
+        (RATES + "\x85MFU: 3%\n", r"line 1: holds the control character '\x85'"),
+        ("(step=1) Steps/Sec\uff1a3.5\n", "line 1: 'Steps/Sec\uff1a': expected the name, a colon"),
+        ("(step=1) Loss: 1 | Steps/Sec=3.5\n", "line 1: 'Steps/Sec=': expected the name, a colon"),
+        ("(step=1) Lr: 1 Steps/Sec 3.5\n", "line 1: 'Steps/Sec 3': expected the name, a colon"),
     ],
 )
 def test_a_text_log_that_cannot_be_read_is_named(tmp_path, text, says):
@@ -405,6 +413,42 @@ def test_a_text_log_that_cannot_be_read_is_named(tmp_path, text, says):
     with pytest.raises(UserError, match=r"bad\.log") as error:
         text_log.metrics(path)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize("cut", range(1, 20))
+def test_a_last_line_that_may_be_cut_is_no_window(tmp_path, cut):
+    lines = [f"(step={100 * n}) Loss: 0.1 Steps/Sec: 3.50 | MFU: 0.32%" for n in range(1, 10)]
+    path = tmp_path / "cut.log"
+    path.write_text("\n".join(lines))
+    assert len(text_log.read(path)) == 9  # it ends as the line before
+    path.write_text("\n".join(lines)[:-cut])
+    with pytest.raises(UserError, match=r"cut\.log line 9: "):
+        text_log.read(path)
+
+
+@pytest.mark.parametrize(
+    "line", [f"Loss: {' ' * 100_000}x", f"Steps/Sec: {'1' * 100_000},", "Loss " * 50_000]
+)
+def test_a_long_line_takes_no_longer_than_its_length(tmp_path, line):
+    path = tmp_path / "long.log"
+    path.write_text(f"(step=1) {line}\n(step=2) {line}!\n")
+    began = time.monotonic()
+    with contextlib.suppress(UserError):
+        text_log.read(path)
+    assert time.monotonic() - began < 5  # at 16,000 spaces it was 20 s
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"), [("utf-16-le", "UTF-16"), ("utf-32", "UTF-32"), ("utf-32-be", "UTF-32")]
+)
+def test_an_encoding_that_is_not_read_is_named(tmp_path, encoding, name):
+    path = tmp_path / "wide.log"
+    path.write_bytes(f"\u8bad\u7ec3\n{RATES}MFU: 3%\n".encode(encoding))
+    with pytest.raises(UserError, match=f"looks like {name}; save the file as UTF-8"):
+        text_log.read(path)
+    path.write_bytes(b"(step=1) Loss: 1\n(step=2) Loss: 1\n" + "(step=3) Loss: 1".encode(encoding))
+    with pytest.raises(UserError, match=f"line 3: it looks like {name}"):
+        text_log.read(path)
 
 
 def test_a_text_log_that_says_less_names_the_options_that_say_the_rest(tmp_path):

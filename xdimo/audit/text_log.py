@@ -25,7 +25,10 @@ from xdimo.errors import UserError
 SOURCE = "text log"
 
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_ENTRY = re.compile(r"\(step=(?P<step>\d+)(?:/epoch=(?P<epoch>\d+))?\)")
+_LINE_END = re.compile(r"\r\n|\n|\r")
+_ENTRY = re.compile(r"\(step=(?P<step>\d{1,18})(?:/epoch=(?P<epoch>\d{1,18}))?\)")
+_WIDE = re.compile(r"\((\0+)s\0+t\0+e\0+p\0")  # letters of two bytes or four, read as shorter ones
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 _NAMES = {
     "loss": "loss",
     "train loss": "loss",
@@ -42,9 +45,14 @@ _NAMES = {
 }
 # Fields stand between separators, or one behind the other.
 _SEPARATOR = re.compile(r"\||;|,(?=\s|$)")
-_NEXT = re.compile(rf"\s+(?=(?:{'|'.join(sorted(_NAMES, key=len, reverse=True))})\s*:)", re.I)
+_KNOWN = "|".join(sorted(_NAMES, key=len, reverse=True))
+_NEXT = re.compile(rf"(?<!\s)\s+(?=(?:{_KNOWN})\s*:)", re.I)
+_NO_COLON = re.compile(
+    rf"(?<![\w/])(?<![a-z] )(?:{_KNOWN})\s*(?:[=\ufe13\ufe55\uff1a]|\s[-+]?[.\d])", re.I
+)
+_END = re.compile(r"\s*[-+]?\d*(?:[.,](?P<decimals>\d+))?(?P<unit>\D.*)?")
 _VALUE = re.compile(r"(?P<number>[-+]?(?:[\d.,]+(?:e[-+]?\d+)?|nan|inf))\s*(?P<unit>\S.*)?", re.I)
-_PLAIN = re.compile(r"[-+]?\d*\.?\d+(?:e[-+]?\d+)?")  # not "3.", which was cut off
+_PLAIN = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:e[-+]?\d+)?")  # not "3.", which was cut off
 _EITHER = re.compile(r"[-+]?[1-9]\d{0,2},\d{3}")
 _COMMA = re.compile(r"[-+]?(?:\d+|\d{1,3}(?:\.\d{3})+),\d+")
 _GROUPED = re.compile(r"[-+]?\d{1,3}(?:(?:,\d{3})+\.\d+|(?:,\d{3}){2,})")
@@ -87,11 +95,13 @@ class Window:
 def read(path: Path) -> list[Window]:
     """Every line that is one, in order.
 
-    Raises UserError where the file has none, where a figure or its unit is not understood, and
-    where steps go back.
+    Raises UserError where the file has none, where a figure or its unit is not understood, where
+    steps go back, and where the last line may have been cut off.
     """
     windows: list[Window] = []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    ending = None
+    lines = _LINE_END.split(_text(path))
+    for number, line in enumerate(lines, start=1):
         where = f"{path} line {number}"
         if "(step=" not in line:
             continue
@@ -102,14 +112,35 @@ def read(path: Path) -> list[Window]:
         if windows and step <= windows[-1].step:
             raise UserError(f"{where}: step {step} after step {windows[-1].step}")
         epoch = int(entry["epoch"]) if entry["epoch"] else None
-        windows.append(Window(number, step, epoch, **_fields(line[entry.end() :], where)))
+        text = line[entry.end() :]
+        windows.append(Window(number, step, epoch, **_fields(text, where)))
+        before, ending = ending, _ending(text)
+        if number == len(lines) and (ending is None or ending != before):
+            raise UserError(
+                f"{where}: the log ends without a newline, perhaps inside a figure; add one if the "
+                "line is whole, or take the line out"
+            )
     if not windows:
         raise UserError(f"{path}: no line such as '(step=0000100/epoch=0003) Loss: ...'")
     return windows
 
 
+def _ending(text: str) -> tuple[list[str], int, str] | None:
+    """How a line ends: its last label, the decimals after it and the unit. None: with neither of
+    these, so that digits may be missing. A line that was cut off has not that of the one before.
+    """
+    head, _, value = text.rpartition(":")
+    match = _END.fullmatch(value)
+    if match is None or not (match["decimals"] or match["unit"]):
+        return None
+    return head.split()[-1:], len(match["decimals"] or ""), (match["unit"] or "").strip()
+
+
 def _text(path: Path) -> str:
-    """UTF-8, or UTF-16 with or without its mark; unpacked, and without colours."""
+    """UTF-8, or UTF-16 with or without its mark; unpacked, and without colours.
+
+    Raises UserError where some of it is in an encoding that is not read.
+    """
     try:
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw
@@ -120,11 +151,20 @@ def _text(path: Path) -> str:
         encoding = "utf-16"
     elif b"\0" in raw[:2]:
         encoding = "utf-16-be" if raw[:1] == b"\0" else "utf-16-le"
-    return _COLOUR.sub("", raw.decode(encoding, errors="replace"))
+    text = raw.decode(encoding, errors="replace")
+    if wide := _WIDE.search(text):
+        name = "UTF-16" if encoding == "utf-8-sig" and len(wide[1]) == 1 else "UTF-32"
+        line = text.count("\n", 0, wide.start()) + 1
+        raise UserError(f"{path} line {line}: it looks like {name}; save the file as UTF-8")
+    return _COLOUR.sub("", text)
 
 
 def _fields(text: str, where: str) -> dict[str, Any]:
     found: dict[str, Any] = {"slack": {}}
+    if odd := _CONTROL.search(text):
+        raise UserError(f"{where}: holds the control character {odd[0]!r}")
+    if bare := _NO_COLON.search(text):
+        raise UserError(f"{where}: {bare[0]!r}: expected the name, a colon and the figure")
     for part in _SEPARATOR.split(text):
         label, _, rest = part.partition(":")
         value, *others = _NEXT.split(rest)
