@@ -145,6 +145,13 @@ def test_on_a_cpu_operators_take_the_kernels_place() -> None:
 spans = st.tuples(st.floats(0, 1000), st.floats(0, 1000)).map(sorted)
 
 
+def test_the_experts_kernels_are_theirs_alone() -> None:
+    theirs = ["matmul_rows", "weight_gradient", "sum_parts", "sum_tiles", "sum_choices"]
+    theirs += ["gather_choices", "route_choices", "count_choices", "begin_chunks", "place_choices"]
+    assert {kernel_kind(name) for name in theirs} == {"experts"}
+    assert kernel_kind("sum_columns") == "other elementwise"  # of any layer's bias gradient
+
+
 @given(
     st.lists(st.tuples(st.sampled_from(["gemm", "ncclKernel", "Memcpy HtoD"]), spans), max_size=20),
     st.lists(st.floats(0, 1000), max_size=6).map(sorted),

@@ -33,7 +33,7 @@ WINDOW = PREFIX + "window"
 KERNELS = {
     "all-reduce": r"nccl|^gloo:",
     "optimizer + EMA": r"(?i)adam|lerp|multi_tensor",
-    "experts": r"^(matmul_rows|weight_gradient|sum_\w+|\w+_(choices|chunks))$",
+    "experts": r"^(matmul_rows|weight_gradient|sum_parts|sum_tiles|\w+_(choices|chunks))$",
     "attention": r"flash|fmha|^temporal_|^spatial_|softmax|cudnn::fusion",
     "adaLN": r"^residual_norm_",
     "matrix products": r"gemm|nvjet|cutlass|xmma|splitK",
