@@ -44,6 +44,7 @@ def main() -> None:
     print()
     print(tabulate(rows, columns, tablefmt="pipe", floatfmt=".1f", missingval="-"))
     rows = [at_the_end(1, 0.3, noise) for noise in (0.0005, *NOISES)]
+    rows += [at_the_end(2, 0.3, noise) for noise in (0.0005, *NOISES)]
     rows += [at_the_end(steps, 0.05, 0.01) for steps in (5, 10, 20)]
     columns = ["slow steps", "slower by, %", "noise, %"]
     columns += [f"schema {schema}: refused, %" for schema in steady.RULES]
@@ -94,13 +95,13 @@ def changed(what: str, size: float) -> list:
 
 
 def at_the_end(steps: int, size: float, noise: float) -> list:
-    """One step is any of the last ten; several are the last."""
+    """One or two are any of the last ten steps; more are the last."""
     random = np.random.default_rng(steps)
     refused = dict.fromkeys(steady.RULES, 0)
     for _ in range(RUNS):
         step_s = 1 + noise * random.normal(size=series.TIMED)
-        first = len(step_s) - (steps if steps > 1 else random.integers(1, 11))
-        step_s[first : first + steps] *= 1 + size
+        slow = random.choice(10, steps, replace=False) if steps <= 2 else np.arange(steps)
+        step_s[-1 - slow] *= 1 + size
         for schema, rules in steady.RULES.items():
             refused[schema] += steady.change(step_s, rules) is not None
     return [steps, 100 * size, 100 * noise, *(100 * count / RUNS for count in refused.values())]

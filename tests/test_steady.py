@@ -145,6 +145,16 @@ def test_one_slow_step_near_an_end_refuses_no_window(noise):
     assert sum(figures(one, schema=1)["unsteady"] is not None for one in made) >= 50
 
 
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("places", [(0, 7), (-1, -8), (3, 9)])
+def test_two_slow_steps_near_one_end_refuse_no_window(places, noise):
+    random = np.random.default_rng(3)
+    for timed in (60, 200, 300) * 10:
+        step_s = series.STEP_S * (1 + noise * random.normal(size=series.WARMUP + timed))
+        step_s[[series.WARMUP + place % timed for place in places]] *= 1.3
+        assert figures(series.Series(step_s, None))["unsteady"] is None
+
+
 @pytest.mark.parametrize("left", [10, 20, 150])
 @pytest.mark.parametrize("begin", [True, False])
 def test_a_shift_of_ten_steps_or_more_is_still_found(left, begin):

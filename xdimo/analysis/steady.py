@@ -15,6 +15,8 @@ from xdimo.analysis.confidence import scatter
 
 FEWEST_STEPS = 20  # below, nothing can be said
 CHANCE = 1e-4
+# So few steps are no shift, where the shorter side has no more than so many.
+FEW, SHORT = 2, 15
 TOLERANCE = 0.02
 # In a short window tau is so uncertain that Student's t, left with one degree of freedom or two,
 # would hold a jump of 25 standard errors for chance. With 4 it takes 13 to be a change.
@@ -89,7 +91,8 @@ def warm_from(series: NDArray[np.float64], first: int) -> int:
 def _shift(series: NDArray[np.float64], rules: Rules) -> Change | None:
     """One change of level, wherever it explains most.
 
-    It must be there without the farthest step of its shorter side too: one alone is no shift.
+    It must be there without the farthest step of its shorter side too (the FEW farthest of a SHORT
+    one): so few are no shift.
     """
     n = len(series)
     edge = max(5, n // 30)
@@ -103,8 +106,10 @@ def _shift(series: NDArray[np.float64], rules: Rules) -> Change | None:
         return found
     shorter, longer = sorted((range(at), range(at, n)), key=len)
     level = series[longer].mean()
-    far = max(shorter, key=lambda place: abs(series[place] - level))
-    return found if _split(np.delete(series, far), at - (far < at), rules) else None
+    farthest = sorted(shorter, key=lambda place: -abs(series[place] - level))
+    far = farthest[: FEW if len(shorter) <= SHORT else 1]
+    left = at - sum(place < at for place in far)
+    return found if _split(np.delete(series, far), left, rules) else None
 
 
 def _split(series: NDArray[np.float64], at: int, rules: Rules) -> Change | None:
