@@ -15,7 +15,7 @@ from xdimo.scheduler.dialects import SCRIPT_LIMIT_BYTES, Dialect
 ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "LANG")
 
 # What `launch` answers by ending its run. A closed pipe ends neither it nor the shells around it.
-SIGNALS = "HUP INT QUIT TERM USR1 USR2 XCPU ALRM"
+SIGNALS = "HUP INT QUIT TERM USR1 USR2 XCPU ALRM VTALRM PROF IO PWR STKFLT"
 
 SCRIPT, COMMAND, STARTED = "job.sh", "command.sh", "started"
 
