@@ -8,10 +8,11 @@ import pytest
 
 from tests.conftest import DATASET, spec_of
 from xdimo import current
-from xdimo.config.load import load_hardware
+from xdimo.config.load import load_hardware, parse
 from xdimo.config.schema import Bench, Vae
+from xdimo.errors import UserError
 from xdimo.files import content_hash, write_json
-from xdimo.spec import choice_plan, latents_name, shape
+from xdimo.spec import RunSpec, choice_plan, latents_name, shape
 
 RUN = "cpu_1-bs1-r1"
 
@@ -84,6 +85,39 @@ def test_weights_of_other_bytes_are_another_vae(
     assert current.spec_hash(mine, RUN, manifest) == hashes["0"]
 
 
+def test_weights_that_are_not_here_are_those_that_ran_and_never_random_ones(
+    bench: Bench, manifest: Path
+) -> None:
+    elsewhere, folder = _with(bench, "vae", weights="models/typo"), _measured(bench)
+    assert not current.measured(elsewhere, RUN, manifest)
+    assert not current.spec(elsewhere, RUN, manifest)
+    spec = json.loads((folder / "spec.json").read_text())
+    vae, data = spec["vae"] | {"id": "sha256:weights"}, spec["data"]
+    latents = latents_name(DATASET, vae, data["size"], data["flip"])
+    ran = parse(RunSpec, {**spec, "vae": vae, "data": data | {"latents": latents}})
+    write_json(folder / "spec.json", ran.to_json())
+    write_json(folder / "run.json", {"spec": ran.hash, "log": "log.jsonl"})
+    assert current.measured(elsewhere, RUN, manifest)
+    assert not current.measured(bench, RUN, manifest)
+    with pytest.raises(UserError, match=r"vae\.weights: models/typo: no such folder"):
+        current.require_sources(elsewhere, manifest)
+
+
+def test_videos_that_are_not_here_are_those_of_the_manifest(
+    bench: Bench, manifest: Path, tmp_path: Path
+) -> None:
+    asked = _with(bench, "dataset", videos="vidoes")
+    current.require_sources(asked, manifest)  # this manifest names no folder
+    write_json(manifest, {"dataset": DATASET, "folder": "vidoes"})
+    current.require_sources(asked, manifest)
+    assert current.other_videos(asked, manifest) is None
+    write_json(manifest, {"dataset": DATASET, "folder": "videos"})
+    said = rf"dataset\.videos: vidoes: no such folder; {manifest} is of videos"
+    with pytest.raises(UserError, match=said):
+        current.require_sources(asked, manifest)
+    assert current.other_videos(_with(bench, "dataset", videos=str(tmp_path)), manifest) is None
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -104,8 +138,8 @@ def test_latents_are_of_the_dataset_and_whole(
     index |= {"dataset": DATASET, "vae": vae}
     write_json(tmp_path / "index.json", index | change)
     assert current.latents(bench, tmp_path / "index.json", manifest) == expected
-    other = _with(bench, "vae", seed=1)
-    assert not current.latents(other, tmp_path / "index.json", manifest)
+    for other in ({"seed": 1}, {"weights": "models/typo"}):
+        assert not current.latents(_with(bench, "vae", **other), tmp_path / "index.json", manifest)
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,14 @@ def test_a_headline_run_without_an_interval_is_noted_under_the_tables(tmp_path):
     assert "- `gpu_6000ada-bs1-r3`: 窗口太短：n = 20" in document.zh
 
 
+def test_figures_of_random_weights_are_not_those_of_weights(bench):
+    measure(bench, "gpu_h200-bs1", 0.1)
+    vae = bench.vae.model_copy(update={"weights": "models/vae"})
+    document = summary(bench.model_copy(update={"vae": vae}))
+    assert "vae.id" in document.en
+    assert "vae.id" not in summary(bench).en
+
+
 def test_latents_are_held_to_the_dataset_and_vae_that_they_are_of(bench):
     ran = spec_of(bench, "gpu_h200-bs1-r1")
     other = ran.data.model_copy(update={"latents": content_hash("other latents")})

@@ -3,6 +3,7 @@
 The workflow asks this of each file, and makes again what is not current.
 """
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from xdimo.spec import (
     plan,
     read_spec,
     shape,
+    weights_like,
 )
 
 # What metrics.json repeats of the run.json it was derived from.
@@ -49,7 +51,7 @@ def latents(bench: Bench, index: Path, manifest: Path) -> bool:
     try:
         found = read_json(index)
         dataset = _dataset(manifest) or found["dataset"]
-        vae = {"id": _vae_id(bench) or found["vae"]["id"], **shape(bench.vae)}
+        vae = {"id": _vae_id(bench) or weights_like(found["vae"]["id"]), **shape(bench.vae)}
         asked = latents_name(dataset, vae, bench.clips.size, bench.clips.flip)
         shards = [index.parent / found["folder"] / shard["file"] for shard in found["shards"]]
     except _UNREADABLE:
@@ -85,7 +87,7 @@ def spec_hash(bench: Bench, run: str, manifest: Path) -> str | None:
         implementation = chosen_in(choice_path(folder, target), clips)
     parts = (
         _dataset(manifest) or (own and own.data.dataset),
-        _vae_id(bench) or (own and own.vae.id),
+        _vae_id(bench) or (own and weights_like(own.vae.id)),
         implementation or (own and own.implementation),
     )
     if None in parts:
@@ -123,6 +125,26 @@ def metrics(folder: Path, hardware: Hardware) -> bool:
         return same and found.get("hardware") == content_hash(hardware.model_dump())
     except _UNREADABLE:
         return False
+
+
+def other_videos(bench: Bench, manifest: Path) -> str | None:
+    """What is wrong where the folder of videos is not here, and the manifest is of another one."""
+    videos = bench.dataset.videos
+    try:
+        folder = read_json(manifest)["folder"]
+    except _UNREADABLE:
+        return None
+    if bench.dataset.fetched or os.path.lexists(videos) or Path(folder) == Path(videos):
+        return None
+    return f"dataset.videos: {videos}: no such folder; {manifest} is of {folder}"
+
+
+def require_sources(bench: Bench, manifest: Path) -> None:
+    """Raises UserError where runs cannot be of the videos or the weights that the config names."""
+    if wrong := other_videos(bench, manifest):
+        raise UserError(f"{wrong}; nothing is trained on that instead")
+    if not bench.vae.random:
+        locate(Path(bench.vae.weights))
 
 
 def _spec(folder: Path) -> RunSpec | None:

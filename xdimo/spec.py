@@ -424,4 +424,10 @@ def as_planned(
 
     Only the run knows the hash of its VAE's weights: that is its own.
     """
-    return filled(planned, dataset, planned["vae"]["id"] or ran.vae.id, implementation)
+    vae_id = planned["vae"]["id"] or weights_like(ran.vae.id)
+    return filled(planned, dataset, vae_id, implementation)
+
+
+def weights_like(vae_id: str) -> str:
+    """The id of weights that are not here: that of what was made with weights, else no VAE's."""
+    return "weights" if vae_id.startswith("random:") else vae_id

@@ -155,6 +155,33 @@ def test_a_name_that_is_forced_is_measured_again(
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("vae__weights", "models/typo", "vae.weights: models/typo: no such folder; expected an"),
+        (
+            "dataset__videos",
+            "vidoes",
+            "dataset.videos: vidoes: no such folder; results/data/manifest.json is of videos",
+        ),
+    ],
+)
+def test_nothing_is_trained_on_what_is_not_here(
+    moved: Path, key: str, value: str, line: str
+) -> None:
+    edit(moved, targets__cpu_1__variants=[1, 2, 3], **{key: value})
+    done = snakemake(moved, "-n")
+    assert done.returncode == 1
+    assert (done.stdout + done.stderr).splitlines()[-1].startswith(line)
+
+
+def test_videos_that_are_not_here_are_said(moved: Path) -> None:
+    edit(moved, dataset__videos="vidoes")
+    done = snakemake(moved, "-n")
+    assert done.returncode == 0
+    assert "dataset.videos: vidoes: no such folder" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
     ("typed", "line"),
     [
         ("-f", "such as: snakemake -f cpu_1-bs1 --configfile small.yaml"),

@@ -19,6 +19,9 @@ HARDWARE = load_hardware(BENCH.hardware)
 PLOTTED = [f"{RESULTS}/plots/{name}" for name in sources.PICTURES]
 SUMMARY = [f"{RESULTS}/{name}" for name in TABLES]
 
+if workflow.is_main_process and (wrong := current.other_videos(BENCH, Path(MANIFEST))):
+    print(f"{wrong}, and so is what is shown", file=sys.stderr)
+
 
 def text(value):
     """A value of the config as it is: as plain text, Snakemake would look for wildcards in it."""
@@ -124,7 +127,10 @@ def to_measure(wildcards):
     stale = not current.measured(BENCH, run_of(wildcards), Path(MANIFEST))
     if asked or stale:
         again(answer)
-    return asked or stale or named_to_run(f"train_{target}") or answer in workflow.dag.forcefiles
+    if not (asked or stale or named_to_run(f"train_{target}")):
+        return answer in workflow.dag.forcefiles
+    current.require_sources(BENCH, Path(MANIFEST))
+    return True
 
 
 def read_by(wildcards, file):
