@@ -1,6 +1,7 @@
 """Numbers are checked at the door: of configs, tables, specs and records."""
 
 import json
+from collections.abc import Iterator
 from importlib import import_module
 from math import inf, nan
 from pathlib import Path
@@ -18,7 +19,7 @@ from xdimo.analysis.metrics import derive
 from xdimo.audit.claims import COLUMNS, read
 from xdimo.cli import parser
 from xdimo.config.load import load, parse, read_yaml, typed
-from xdimo.config.schema import Hardware
+from xdimo.config.schema import Bench, Hardware
 from xdimo.errors import UserError
 from xdimo.records.reader import read_run
 from xdimo.report.summary import render
@@ -85,7 +86,28 @@ def config(tmp_path: Path, key: str, text: str) -> Path:
     return path
 
 
+def _integers(schema: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(schema, list):
+        for inner in schema:
+            yield from _integers(inner, path)
+    elif isinstance(schema, dict):
+        if schema.get("type") == "integer":
+            yield path, schema
+        for name, inner in schema.items():
+            yield from _integers(inner, f"{path}.{name}")
+
+
+def test_every_integer_of_the_config_has_both_ends() -> None:
+    found = dict(_integers(Bench.model_json_schema()))
+    assert len(found) > 30
+    assert [path for path, kind in found.items() if not {"minimum", "maximum"} <= set(kind)] == []
+
+
 REFUSED = [
+    ("train.repeats", "1001", "train.repeats: Input should be less than or equal to 1000"),
+    ("train.workers", "1025", "train.workers: Input should be less than or equal to 1024"),
+    ("train.profile_steps", "1001", "train.profile_steps: Input should be less than or equal to"),
+    ("train.clip_from_step", "2147483648", "train.clip_from_step: Input should be less than or"),
     ("train.clip_norm", ".inf", "train.clip_norm: Input should be a finite number, not inf"),
     ("train.learning_rate", ".nan", "train.learning_rate: Input should be a finite number"),
     ("train.learning_rate", "1e999", "train.learning_rate: Input should be a finite number"),

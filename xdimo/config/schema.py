@@ -28,8 +28,9 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "XL/2": (28, 1152, 16),
 }
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-TargetName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+# They stand in names of files, which have at most 255 bytes, with more before and behind them.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
+TargetName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=128)]
 Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Mode = Literal["cached", "online"]
 # Of an archive. Its last part becomes a file that a rule has as its output: {} and <> are patterns.
@@ -47,6 +48,9 @@ def _usable(path: str) -> str:
         raise ValueError("an empty path; expected a file or folder, `.` for this one")
     if path.startswith("-"):
         raise ValueError(f"commands take this for an option; write ./{path}")
+    sizes = [len(part.encode("utf-8", "surrogatepass")) for part in path.split("/")]
+    if max(sizes) > 255 or sum(sizes) > 2048:
+        raise ValueError("too long: at most 255 bytes a folder or file, 2048 in all")
     return path
 
 
@@ -196,14 +200,16 @@ class Train(Strict):
     )
     warmup_steps: Positive = Field(50, description="steps before the clock starts")
     timed_steps: Positive = Field(300, description="steps on the clock")
-    repeats: Positive = Field(3, description="runs of each cell")
+    repeats: int = Field(3, ge=1, le=1000, description="runs of each cell")
     # A rank's generator has 1000 times as much, which torch takes up to 2^63.
     seed: int = Field(3407, ge=0, le=2**53, description="of weights, clips and noise")
     learning_rate: float = Field(1e-4, gt=0, description="of AdamW, constant")
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="of the averaged weights, a step")
     clip_norm: float = Field(0.1, gt=0, description="gradient norm that is clipped to")
-    clip_from_step: int = Field(20_000, ge=0, description="first step with clipping")
-    workers: int = Field(4, ge=0, description="loader processes a rank; 0 = in the loop itself")
+    clip_from_step: int = Field(20_000, ge=0, le=2**31 - 1, description="first step with clipping")
+    workers: int = Field(
+        4, ge=0, le=1024, description="loader processes a rank; 0 = in the loop itself"
+    )
     checkpoint_every: Positive | None = Field(
         None, description="steps from one checkpoint to the next; null = none"
     )
@@ -211,7 +217,7 @@ class Train(Strict):
         True, description="measure products, copies and all-reduces before and after the steps"
     )
     profile_steps: int = Field(
-        3, ge=0, description="steps under a profiler, after the timed ones; 0 = no ledger"
+        3, ge=0, le=1000, description="steps under a profiler, after the timed ones; 0 = no ledger"
     )
 
 
@@ -243,7 +249,7 @@ class Target(Strict):
         default_factory=_as_gpus, description="cards of this type at the site"
     )
     gpus_free: int = Field(
-        default_factory=_as_total, ge=0, description="of those, not taken by others"
+        default_factory=_as_total, ge=0, le=2**31 - 1, description="of those, not taken by others"
     )
     queue: Word | None = Field(None, description="the scheduler's queue; null = this machine")
     hosts: list[Host] = Field([], description="the scheduler's nodes of this target")
