@@ -104,6 +104,11 @@ def test_every_integer_of_the_config_has_both_ends() -> None:
 
 
 REFUSED = [
+    ("title", "!!bool maybe", "line 1: 'maybe' is no bool"),
+    ("train.workers", '!!int "2:0"', "line 2: '2:0' is no int"),
+    ("queue.poll_s", "!!float 1:30", "line 2: '1:30' is no float"),
+    ("title", "!!timestamp soon", "line 1: 'soon' is no timestamp"),
+    ("title", "!!timestamp 2026-11-24", "line 1: '2026-11-24' is no timestamp"),
     ("train.repeats", "1001", "train.repeats: Input should be less than or equal to 1000"),
     ("train.workers", "1025", "train.workers: Input should be less than or equal to 1024"),
     ("train.profile_steps", "1001", "train.profile_steps: Input should be less than or equal to"),
@@ -149,6 +154,9 @@ def test_a_number_that_cannot_be_is_refused(key: str, text: str, says: str, tmp_
         ("train.learning_rate", "3.e-4", 3e-4),
         ("train.clip_norm", "1", 1.0),
         ("queue.poll_s", ".5", 0.5),
+        ("queue.poll_s", "!!float 3", 3.0),
+        ("train.workers", '!!int "3"', 3),
+        ("demo", "!!bool yes", True),
         ("train.clip_from_step", "20_000", 20_000),
         ("title", "2026-11-24", "2026-11-24"),
         ("title", "1:30:00", "1:30:00"),
@@ -165,7 +173,8 @@ def test_a_number_is_what_it_looks_like(key: str, text: str, value: Any, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(202612, "202612"), (1e5, "100000.0"), (True, "True")]
+    ("value", "shown"),
+    [(202612, "202612"), (1e5, "100000.0"), (True, "True"), ({"x": None}, "...")],
 )
 def test_a_number_for_a_text_on_the_command_line_says_what_to_write(
     value: Any, shown: str, small_config: Path
@@ -173,13 +182,14 @@ def test_a_number_for_a_text_on_the_command_line_says_what_to_write(
     with pytest.raises(UserError) as refusal:
         load(small_config, {"campaign": value})
     assert str(refusal.value).endswith(
-        f"campaign: {shown} is no text, and no quotes make it text after --config; write it into "
+        f"campaign: {value} is no text, and no quotes make it text after --config; write it into "
         f'a file of --configfile, as you mean it: campaign: "{shown}"'
     )
 
 
 def test_the_command_line_takes_numbers_as_files_do(small_config: Path) -> None:
     assert typed({"a": "1e-4", "b": ["3", "x: [", "1:30"]}) == {"a": 1e-4, "b": [3, "x: [", "1:30"]}
+    assert typed(["!!bool maybe", "!!int 2:0"]) == ["!!bool maybe", "!!int 2:0"]
     assert (
         load(small_config, typed({"train": {"learning_rate": "1e-3"}})).train.learning_rate == 1e-3
     )

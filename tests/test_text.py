@@ -147,6 +147,9 @@ class Place:
         self.write(self.values["hardware"], yaml.safe_dump(cards, allow_unicode=True))
         self.write(self.values["history"], (ROOT / "config/history.csv").read_text())
         self.write(f"{self.values['dataset']['videos']}/a.mp4", "-")
+        weights = self.values["vae"]["weights"]
+        self.write(f"{weights}/config.json", '{"_class_name": "AutoencoderKL"}')
+        self.write(f"{weights}/diffusion_pytorch_model.safetensors", "-")
         self.config.write_text(yaml.safe_dump(self.values, allow_unicode=True))
 
     def write(self, path: str, text: str) -> None:
@@ -265,8 +268,21 @@ REFUSED = [
             "KEY",
             "db_password",
             "WANDB_API_KEY",
+            "OPENAI_APIKEY",
+            "HF_TOKENS",
+            "PGPASSWD",
+            "Passwd2",
         )
     ),
+    (
+        "targets.cpu_2.environment",
+        {"HTTPS_PROXY": "http://me:pw@proxy:3128"},
+        "targets.cpu_2.environment.HTTPS_PROXY: a secret would stand in spec.json",
+    ),
+    ("results", "/", "results: /: the root of all files; choose a folder of its own"),
+    ("results", "/tmp/..", "results: /tmp/..: the root of all files"),
+    ("results", "/dev/null", "results: /dev/null: /dev/null is no folder; choose another"),
+    ("results", f"{__file__}/a", f"results: {__file__}/a: {__file__} is no folder; choose"),
 ]
 
 
@@ -288,5 +304,6 @@ def _laid(below: Any, above: Any) -> Any:
 
 def test_a_name_that_only_sounds_like_a_secret_is_taken() -> None:
     names = {"TOKENIZERS_PARALLELISM": "false", "KEYBOARD": "1", "NCCL_DEBUG": "INFO"}
+    names["HTTPS_PROXY"] = "http://proxy:3128/a@b"
     bench = load([], _laid(SMALL, {"targets": {"cpu_1": {"environment": names}}}))
     assert bench.targets["cpu_1"].environment == names

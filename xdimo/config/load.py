@@ -1,5 +1,6 @@
 """One YAML file -> Bench, checked once, before any job. Every refusal is one line."""
 
+import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,10 @@ from xdimo.implementations import IMPLEMENTATIONS, refusal
 Kind = TypeVar("Kind", bound=BaseModel)
 
 # Words in the name of a variable that is nobody else's business.
-SECRET = frozenset({"TOKEN", "KEY", "SECRET", "PASSWORD"})
+SECRET = re.compile(
+    r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL)S?[0-9]*(_|$)", re.IGNORECASE
+)
+PASSWORD = re.compile(r"://[^/?#\s@]*:[^/\s]*@")  # in a URL
 
 # Targets are asked for by name, beside the workflow's own names.
 STEPS = frozenset({"all", "fetch", "manifest", "latents", "spec", "metrics", "plot", "report"})
@@ -70,6 +74,20 @@ def _mapping(loader: _Yaml, node: yaml.MappingNode) -> dict[Any, Any]:
 _Yaml.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
+def _tagged(loader: _Yaml, node: yaml.ScalarNode) -> Any:
+    """A number or truth value is written as one, also behind its tag: `!!int "2:0"` is none."""
+    text, kind = loader.construct_scalar(node), node.tag.removeprefix(_TAG)
+    found = loader.resolve(yaml.ScalarNode, text, (True, False))
+    if found != node.tag and (found, kind) != (_TAG + "int", "float"):
+        raise UserError(f"line {node.start_mark.line + 1}: {text!r} is no {kind}")
+    return getattr(yaml.SafeLoader, f"construct_yaml_{kind}")(loader, node)
+
+
+for _kind in ("int", "float", "bool", "timestamp"):
+    _Yaml.add_constructor(_TAG + _kind, _tagged)
+_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML (or JSON) file whose top is a mapping. Raises FileError that names the file."""
     text = read_text(path)
@@ -80,7 +98,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise FileError(f"{path}{line}: not YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except _NOT_YAML as error:
         raise FileError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict):
         raise FileError(f"{path}: expected keys and values, found {type(value).__name__}")
@@ -119,7 +137,7 @@ def typed(value: Any) -> Any:
     if isinstance(value, str):
         try:
             plain = yaml.load(value, _Yaml)
-        except (yaml.YAMLError, UserError, ValueError, RecursionError):
+        except (UserError, *_NOT_YAML):
             return value
         return plain if plain is None or isinstance(plain, bool | int | float) else value
     return value
@@ -194,7 +212,8 @@ def _explain(kind: type[BaseModel], error: ValidationError, typed_in: Mapping[st
     elif first["type"] == "missing":
         what = "missing; it has no default"
     elif first["type"] == "string_type" and _holds(typed_in, where):
-        line = f'{where[-1]}: "{first["input"]}"'
+        plain = isinstance(first["input"], bool | int | float)
+        line = f'{where[-1]}: "{first["input"] if plain else "..."}"'
         what = (
             f"{first['input']!r} is no text, and no quotes make it text after --config; write it "
             f"into a file of --configfile, as you mean it: {line}"
@@ -260,6 +279,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 def check(bench: Bench, hardware: Hardware) -> None:
     """What types alone cannot say. Raises UserError with the path of the key."""
     model, clips, vae = bench.model, bench.clips, bench.vae
+    _check_results(bench.results)
     check_model(model)
     unit = vae.factor * model.patch
     if clips.size % unit:
@@ -285,6 +305,14 @@ def check(bench: Bench, hardware: Hardware) -> None:
     if bench.baseline not in bench.cells:
         cells = ", ".join(bench.cells)
         raise UserError(f"baseline: {bench.baseline!r} is no cell; allowed: {cells}")
+
+
+def _check_results(results: str) -> None:
+    for place in (Path(results), *Path(results).parents):
+        if os.path.lexists(place) and not os.path.isdir(place):
+            raise UserError(f"results: {results}: {place} is no folder; choose another")
+    if os.path.realpath(results) == "/":
+        raise UserError(f"results: {results}: the root of all files; choose a folder of its own")
 
 
 def check_model(model: Model) -> None:
@@ -334,8 +362,8 @@ def _is_option(text: str) -> bool:
 
 
 def _check_target(path: str, target: Target, hardware: Hardware) -> None:
-    for name in target.environment:
-        if SECRET & set(name.upper().split("_")):
+    for name, value in target.environment.items():
+        if SECRET.search(name) or PASSWORD.search(value):
             raise UserError(
                 f"{path}.environment.{name}: a secret would stand in spec.json, the log and git; "
                 "export it in a file that you alone can read, and source that file in a line of "

@@ -48,8 +48,8 @@ def _usable(path: str) -> str:
         raise ValueError("an empty path; expected a file or folder, `.` for this one")
     if path.startswith("-"):
         raise ValueError(f"commands take this for an option; write ./{path}")
-    sizes = [len(part.encode("utf-8", "surrogatepass")) for part in path.split("/")]
-    if max(sizes) > 255 or sum(sizes) > 2048:
+    whole = path.encode("utf-8", "surrogatepass")
+    if len(whole) > 2048 or max(map(len, whole.split(b"/"))) > 255:
         raise ValueError("too long: at most 255 bytes a folder or file, 2048 in all")
     return path
 
