@@ -283,7 +283,7 @@ def no_target(bench: Bench, name: str) -> str:
     near = difflib.get_close_matches(name, [*bench.targets, *cells, *steps, *sorted(STEPS)], n=3)
     meant = f"; did you mean {' or '.join(near)}?" if near else ""
     return (
-        f"no target {name}{meant}\ntargets: {', '.join(bench.targets)}; cells: {', '.join(cells)}"
+        f"no target {name}{meant}; targets: {', '.join(bench.targets)}; cells: {', '.join(cells)}"
     )
 
 

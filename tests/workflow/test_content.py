@@ -186,6 +186,9 @@ def test_videos_that_are_not_here_are_said(moved: Path) -> None:
     [
         ("-f", "such as: snakemake -f cpu_1-bs1 --configfile small.yaml"),
         ("cpu_3", "no target cpu_3; did you mean cpu_2 or cpu_1?"),
+        ("results", "results: no step makes it. no target results; targets: cpu_1, cpu_2"),
+        ("./cpu_1", "./cpu_1: a path; type the name alone: cpu_1"),
+        ("cpu_1/", "cpu_1/: a path; type the name alone: cpu_1"),
         ("-R train_cpu3 -- all", "no target train_cpu3; did you mean train_cpu_2 or train_cpu_1?"),
         (
             "cpu_1-bs1-reference",

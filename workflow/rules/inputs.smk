@@ -235,6 +235,13 @@ def asked_for(cells):
 @in_one_line
 def of_no_rule(wildcards):
     """What is asked for and made by nothing, whether a file of that name or a slip."""
-    if os.path.exists(wildcards.name):
-        return f"{wildcards.name}.made by nothing"
-    raise UserError(no_target(BENCH, wildcards.name))
+    name, settings = wildcards.name, workflow.dag_settings
+    asked = [*settings.targets, *settings.forcerun]
+    typed = [word for word in asked if os.path.relpath(word) == name]
+    if os.path.exists(name) and not typed:  # a file that a rule reads
+        return f"{name}.made by nothing"
+    if workflow.is_rule(name):
+        raise UserError(f"{min(typed)}: a path; type the name alone: {name}")
+    if os.path.exists(name):
+        raise UserError(f"{name}: no step makes it. {no_target(BENCH, name)}")
+    raise UserError(no_target(BENCH, name))

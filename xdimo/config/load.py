@@ -77,7 +77,7 @@ _Yaml.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 def _tagged(loader: _Yaml, node: yaml.ScalarNode) -> Any:
     """A number or truth value is written as one, also behind its tag: `!!int "2:0"` is none."""
     text, kind = loader.construct_scalar(node), node.tag.removeprefix(_TAG)
-    found = loader.resolve(yaml.ScalarNode, text, (True, False))
+    found = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
     if found != node.tag and (found, kind) != (_TAG + "int", "float"):
         raise UserError(f"line {node.start_mark.line + 1}: {text!r} is no {kind}")
     return getattr(yaml.SafeLoader, f"construct_yaml_{kind}")(loader, node)
