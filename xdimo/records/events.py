@@ -12,6 +12,7 @@ from xdimo.outcome import Outcome
 Whole = Annotated[int, Field(ge=0, le=2**53)]
 Signed = Annotated[float, Field(ge=-1e39, le=1e39)]
 Amount = Annotated[float, Field(ge=0, le=1e39)]
+Gib = Annotated[float, Field(ge=0, le=2**20)]
 Rate = Annotated[float, Field(ge=1e-38, le=1e39)]
 
 
@@ -110,12 +111,12 @@ class Memory(Fact):
 
     event: Literal["memory"]
     rank: Whole
-    allocated_gib: Amount | None
-    reserved_gib: Amount | None
-    peak_allocated_gib: Amount | None
-    peak_reserved_gib: Amount | None
-    device_gib: Amount | None
-    host_peak_gib: Amount | None
+    allocated_gib: Gib | None
+    reserved_gib: Gib | None
+    peak_allocated_gib: Gib | None
+    peak_reserved_gib: Gib | None
+    device_gib: Gib | None
+    host_peak_gib: Gib | None
 
 
 class Checkpoint(Fact):
@@ -156,7 +157,7 @@ class Telemetry(Fact):
     pcie_gen: Whole | None
     pcie_width: Whole | None
     nvlink_active: Whole | None
-    memory_before_gib: Amount | None = None  # in use on this card before the run; older logs: none
+    memory_before_gib: Gib | None = None  # in use on this card before the run; older logs: none
 
 
 class Ledger(Fact):

@@ -29,6 +29,7 @@ from xdimo.spec import RunSpec
 
 # Steps are timed on the device, the window on the host: two clocks.
 CLOCKS_AGREE = 0.02
+CLOCKS_APART_S = 1e-3
 # A window of which more than half lies in none of its steps was not what they say.
 LONGEST = 2
 
@@ -283,6 +284,22 @@ def _times_are_times(case: Case) -> Broken:
             yield number, f"step_s {step.step_s:g}, data_wait_s {step.data_wait_s:g}"
 
 
+def _waits_lie_in_their_steps(case: Case) -> Broken:
+    """From where host and device began together: no step ends before its data is there. A single
+    wait may be longer than its step, which the device begins later than the host.
+    """
+    header = case.last(Header)
+    if header is None or header.schema_version < 2:  # its device may still be at earlier steps
+        return
+    waited = taken = 0.0
+    for number, step in case.of(Step):
+        if step.step >= case.spec.steps.warmup:
+            waited, taken = waited + step.data_wait_s, taken + step.step_s
+            if waited > (1 + CLOCKS_AGREE) * taken + CLOCKS_APART_S:
+                yield number, f"data_wait_s: {waited:g} in all so far; the steps took {taken:g}"
+                return
+
+
 def _losses_are_finite(case: Case) -> Broken:
     for number, step in case.of(Step):
         if step.loss is None or step.grad_norm is None:
@@ -320,6 +337,11 @@ def _did_what_it_was_asked(case: Case) -> Broken:
     for number, header in case.of(Header):
         if header.seed != case.spec.seed:
             yield number, f"seed: {header.seed}; the spec says {case.spec.seed}"
+    rate = case.spec.optimizer.learning_rate
+    for number, step in case.of(Step):
+        if step.lr != rate:
+            yield number, f"step {step.step}: lr {step.lr:g}; the spec says {rate:g}"
+            break
 
 
 DECLARED_IS_EFFECTIVE = "declared is effective"
@@ -340,6 +362,7 @@ RULES = (
     Rule("memory fits into its card", _memory_fits),
     Rule("the ledger sums to the step", _ledger_sums_to_the_step),
     Rule("times are positive", _times_are_times),
+    Rule("no step ends before its data is there", _waits_lie_in_their_steps),
     Rule("losses are finite", _losses_are_finite),
     Rule("every rank is there", _every_rank_spoke),
     Rule(DECLARED_IS_EFFECTIVE, _did_what_it_was_asked),
