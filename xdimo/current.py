@@ -9,6 +9,7 @@ from pathlib import Path
 
 from xdimo.config.load import parse
 from xdimo.config.schema import Bench, Dataset, Hardware
+from xdimo.data import videos
 from xdimo.data.vae import locate
 from xdimo.errors import UserError
 from xdimo.files import content_hash, file_hash, read_json
@@ -32,15 +33,31 @@ _UNREADABLE = (UserError, AttributeError, KeyError, TypeError, ValueError, OSErr
 
 
 def receipt(dataset: Dataset) -> Path:
-    """Beside fetched videos: the hash of what asked for them."""
+    """Beside fetched videos: hash and stamp of each as it was put there."""
     return Path(dataset.videos) / ".fetched"
 
 
 def fetched(dataset: Dataset) -> bool:
-    """Whether the videos were fetched as the config says; True where nothing tells."""
-    there = receipt(dataset)
+    """Whether the fetched videos are there with the bytes that the receipt tells.
+
+    True where nothing tells: without a receipt, and with one of an earlier version, which names
+    what asked for them alone.
+    """
+    there, folder = receipt(dataset), Path(dataset.videos)
+    if not there.exists():
+        return True
     asked = content_hash(dataset.model_dump(include={"fetch"}))
-    return not there.exists() or there.read_text(encoding="utf-8") == asked
+    try:
+        if there.read_text(encoding="utf-8") == asked:
+            return all((folder / name).exists() for name in dataset.fetched)
+        told = read_json(there)
+        return all(_as_told(folder / name, **told[name]) for name in dataset.fetched)
+    except _UNREADABLE:
+        return False
+
+
+def _as_told(path: Path, *, sha256: str, stamp: list[int]) -> bool:
+    return path.is_file() and (videos.stamp(path) == stamp or file_hash(path) == sha256)
 
 
 def latents(bench: Bench, index: Path, manifest: Path) -> bool:

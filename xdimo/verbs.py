@@ -52,7 +52,8 @@ def fetch(arguments: Namespace) -> None:
     from xdimo.config.schema import Dataset
     from xdimo.current import receipt
     from xdimo.data.fetch import fetch
-    from xdimo.files import content_hash, write_text
+    from xdimo.data.videos import stamp
+    from xdimo.files import file_hash, write_json
 
     if arguments.plan:
         dataset = parse(Dataset, _json(arguments.plan, "--plan"))
@@ -63,8 +64,11 @@ def fetch(arguments: Namespace) -> None:
             f"dataset.videos: {dataset.videos}: a folder of your own, into which nothing is "
             "fetched; `fetched` is the folder for the packages of dataset.fetch"
         )
-    fetch(dataset.fetch, Path(dataset.videos), arguments.cache)
-    write_text(receipt(dataset), content_hash(dataset.model_dump(include={"fetch"})))
+    folder = Path(dataset.videos)
+    fetch(dataset.fetch, folder, arguments.cache)
+    there = {name: folder / name for name in dataset.fetched}
+    told = {n: {"sha256": file_hash(path), "stamp": stamp(path)} for n, path in there.items()}
+    write_json(receipt(dataset), told)
 
 
 def manifest(arguments: Namespace) -> None:

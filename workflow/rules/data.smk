@@ -4,20 +4,21 @@ from xdimo.files import canonical
 from xdimo.spec import latents_plan
 
 PREPARER = BENCH.targets[BENCH.latents.target]
-FETCHED = [f"{BENCH.dataset.videos}/{name}" for name in BENCH.dataset.fetched]
+RECEIPT = [str(current.receipt(BENCH.dataset))] if BENCH.dataset.fetched else []
 
 
-if FETCHED:
+if RECEIPT:
 
     rule fetch:
         """Take the pinned videos out of public packages.
 
-        output: the videos that dataset.fetch lists
+        output: the receipt. The videos beside it are none: Snakemake removes a rule's outputs before
+        it runs, whoever put them there
         """
         input:
             fetched_by,
         output:
-            FETCHED,
+            RECEIPT,
         log:
             f"{LOGS}/fetch.log",
         localrule: True
@@ -32,11 +33,11 @@ if FETCHED:
 rule manifest:
     """Probe every video: hash, frames, and the decoder that reads it exactly.
 
-    input: the fetched videos; what else lies in the folder of videos counts by content
+    input: the receipt of fetched videos; all that lies in the folder of videos counts by content
     output: manifest.json, one row a file, with the reason where it is not used
     """
     input:
-        FETCHED,
+        RECEIPT,
         videos_seen,
     output:
         MANIFEST,

