@@ -151,6 +151,25 @@ def test_a_manifest_from_before_is_current_as_long_as_it_seems_so(made, tmp_path
     assert not is_current(output, folder, **WITH)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("frames", 11), ("status", "short"), ("container", "avi"), ("why", "")]
+)
+def test_a_manifest_edited_in_a_row_is_made_again(key, value, made, tmp_path):
+    folder, output = tmp_path / "videos", tmp_path / "results/manifest.json"
+    folder.mkdir()
+    shutil.copy2(made / NAMES[0], folder)
+    make(folder, output)
+    content = output.read_text()
+    edited = json.loads(content)
+    edited["videos"][0][key] = value
+    output.write_text(json.dumps(edited))
+    assert not is_current(output, folder, **WITH)
+    make(folder, output)
+    assert output.read_text() == content and is_current(output, folder, **WITH)
+    output.write_text(content.replace('"schema": 1', '"schema": 2'))
+    assert not is_current(output, folder, **WITH)
+
+
 def test_a_copy_of_the_same_bytes_is_read_once_and_is_no_change(made, tmp_path, monkeypatch):
     folder, output = tmp_path / "videos", tmp_path / "results/manifest.json"
     shutil.copytree(made, folder, symlinks=True)
@@ -176,7 +195,7 @@ def test_bit_rot_is_named_and_making_the_manifest_again_reads_again(made, tmp_pa
     as_it_was = manifests.stamp(str(path))
     path.write_bytes(path.read_bytes() + b"\0")
     monkeypatch.setattr(manifests, "stamp", lambda _: as_it_was)
-    with pytest.raises(DataError, match=r"video\.mp4: its bytes changed .* snakemake -R manifest"):
+    with pytest.raises(DataError, match=r"video\.mp4: its bytes changed .* snakemake -f manifest"):
         check_unchanged(path, row)
     (again,) = make(folder, output).videos
     check_unchanged(path, again)

@@ -154,7 +154,7 @@ class OnlineClips(_Clips):
         if size_bytes != video.size_bytes:
             raise DataError(
                 f"{path}: {size_bytes} bytes, but the manifest says {video.size_bytes}; make it "
-                "again"
+                "again: snakemake -f manifest"
             )
         assert video.decoder and video.index and video.frames
         return open_video(path, decoder=video.decoder, index=video.index, frames=video.frames)

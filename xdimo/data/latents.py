@@ -170,7 +170,7 @@ def check_unchanged(path: Path, video: Video) -> None:
     if found != video.sha256:
         raise DataError(
             f"{path}: its bytes changed since the manifest was made; make it again: "
-            "snakemake -R manifest"
+            "snakemake -f manifest"
         )
 
 
@@ -277,7 +277,7 @@ def read_index(path: Path) -> LatentsIndex:
     if of != index.dataset or videos != sorted(videos):
         raise DataError(
             f"{path}: its {len(videos)} shards are not the videos of the dataset it names, in "
-            "their order; make it again: snakemake -R latents"
+            "their order; make it again: snakemake -f latents"
         )
     return index
 

@@ -83,7 +83,10 @@ def read(path: str | Path) -> Manifest:
         prefix = "" if str(error).startswith(str(path)) else f"{path}: "
         raise UserError(f"{prefix}{error}") from None
     if _dataset(manifest.videos) != manifest.dataset:
-        raise DataError(f"{path}: edited: its videos are not the dataset it names; make it again")
+        raise DataError(
+            f"{path}: edited: its videos are not the dataset it names; make it again: "
+            "snakemake -f manifest"
+        )
     return manifest
 
 

@@ -225,7 +225,8 @@ class PyavReader:
 
     def _changed(self, found: str) -> DataError:
         return DataError(
-            f"{self._path}: {found}, not the {self._frames} frames of the manifest; make it again"
+            f"{self._path}: {found}, not the {self._frames} frames of the manifest; make it again: "
+            "snakemake -f manifest"
         )
 
 

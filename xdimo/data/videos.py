@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xdimo.errors import UserError
-from xdimo.files import file_hash, read_json, write_json
+from xdimo.files import content_hash, file_hash, read_json, write_json
 
 PROBE = 2  # raised when probing changes: rows probed before are then probed again
 
@@ -82,12 +82,14 @@ def looks(folder: str | Path) -> dict[str, list[int] | None]:
 
 
 def remember(manifest: Path, files: Mapping[str, list[int] | None], **made_with: Any) -> None:
-    """Leaves beside ``manifest`` what it was made from, for `is_current`."""
-    write_json(_seen(manifest), {"made_with": {**made_with, "probe": PROBE}, "files": files})
+    """Leaves beside ``manifest`` its hash and what it was made from, for `is_current`."""
+    made = content_hash(read_json(manifest))
+    told = {"manifest": made, "made_with": {**made_with, "probe": PROBE}, "files": files}
+    write_json(_seen(manifest), told)
 
 
 def is_current(manifest: Path, folder: str | Path, **made_with: Any) -> bool:
-    """Whether ``manifest`` was made from what lies in ``folder`` now, files of any age.
+    """Whether ``manifest`` was made from what lies in ``folder`` now, and is as it was made.
 
     Files whose stamps are others are read: a copy of the same bytes is no change, and is remembered
     as it looks now. True as well where there is no such folder: results on another machine. Raises
@@ -106,16 +108,17 @@ def is_current(manifest: Path, folder: str | Path, **made_with: Any) -> bool:
             older = {n: s for n, s in now.items() if s is None or s[1] <= made_ns}
             same = {n: s for n, s in older.items() if (s and s[0]) == rows[n]["size_bytes"]}
             seen = {"made_with": {**asked, "window": told["window"]}, "files": same}
-        if seen["made_with"] != asked or now.keys() != rows.keys():
+        made, found = seen.get("manifest"), content_hash(told)  # earlier versions kept no hash
+        if made not in (None, found) or seen["made_with"] != asked or now.keys() != rows.keys():
             return False
         changed = [name for name in now if now[name] != seen["files"].get(name, "never seen")]
         for name in changed:
             sha256 = rows[name]["sha256"]
             if sha256 is None or sha256 != file_hash(path_of(name, Path(folder))):
                 return False
-    except (UserError, OSError, LookupError, TypeError, AttributeError):
+    except (UserError, OSError, LookupError, TypeError, ValueError, AttributeError):
         return False
-    if changed or not _seen(manifest).exists():
+    if changed or made is None:
         with suppress(OSError):  # somebody else's results
             remember(manifest, now, **made_with)
     return True
