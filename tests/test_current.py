@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.conftest import DATASET, spec_of
 from xdimo import current
@@ -12,9 +14,10 @@ from xdimo.config.load import load_hardware, parse
 from xdimo.config.schema import Bench, Vae
 from xdimo.errors import UserError
 from xdimo.files import content_hash, write_json
-from xdimo.spec import RunSpec, choice_plan, latents_name, shape
+from xdimo.spec import RunSpec, choice_plan, dataset_of, latents_name, shape
 
 RUN = "cpu_1-bs1-r1"
+SHARD = {"file": "a.safetensors", "video": "sha256:1", "frames": 3}
 
 
 @pytest.fixture
@@ -123,7 +126,9 @@ def test_videos_that_are_not_here_are_those_of_the_manifest(
     [
         ({}, True),
         ({"name": "sha256:" + "0" * 64}, False),
-        ({"shards": [{"file": "gone.safetensors"}]}, False),
+        ({"shards": [{**SHARD, "file": "gone.safetensors"}]}, False),
+        ({"shards": []}, False),
+        ({"shards": [SHARD, {**SHARD, "video": "sha256:2"}]}, False),
         ({"shards": None}, False),
     ],
 )
@@ -131,15 +136,22 @@ def test_latents_are_of_the_dataset_and_whole(
     bench: Bench, manifest: Path, tmp_path: Path, change: dict[str, Any], expected: bool
 ) -> None:
     vae = {"id": "random:0", **shape(Vae(**bench.vae.model_dump()))}
-    name = latents_name(DATASET, vae, bench.clips.size, bench.clips.flip)
-    (tmp_path / "shards").mkdir()
-    (tmp_path / "shards/a.safetensors").touch()
-    index = {"name": name, "folder": "shards", "shards": [{"file": "a.safetensors"}]}
-    index |= {"dataset": DATASET, "vae": vae}
+    dataset = dataset_of([("sha256:1", 3)])
+    write_json(manifest, {"dataset": dataset})
+    name = latents_name(dataset, vae, bench.clips.size, bench.clips.flip)
+    shard = tmp_path / "shards/a.safetensors"
+    shard.parent.mkdir()
+    save_file({"mean": np.zeros(3, np.float16)}, shard)
+    index = {"name": name, "folder": "shards", "shards": [SHARD]}
+    index |= {"dataset": dataset, "vae": vae}
     write_json(tmp_path / "index.json", index | change)
     assert current.latents(bench, tmp_path / "index.json", manifest) == expected
     for other in ({"seed": 1}, {"weights": "models/typo"}):
         assert not current.latents(_with(bench, "vae", **other), tmp_path / "index.json", manifest)
+    content = shard.read_bytes()
+    for damaged in (b"", content[:4], content[:-1], content + b"!"):
+        shard.write_bytes(damaged)
+        assert not current.latents(bench, tmp_path / "index.json", manifest)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import os
 from functools import cache
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from xdimo.config.load import parse
 from xdimo.config.schema import Bench, Dataset, Hardware
 from xdimo.data import videos
@@ -19,6 +21,7 @@ from xdimo.spec import (
     choice_plan,
     chosen_in,
     dataset_in,
+    dataset_of,
     filled,
     latents_name,
     plan,
@@ -61,7 +64,8 @@ def _as_told(path: Path, *, sha256: str, stamp: list[int]) -> bool:
 
 
 def latents(bench: Bench, index: Path, manifest: Path) -> bool:
-    """Whether the index names latents of this dataset, VAE and transform, and its shards are there.
+    """Whether the index names latents of this dataset, VAE and transform, and its shards are all
+    there and of the sizes that they tell; what is read of them is their headers.
 
     What is not known here, a dataset without manifest or a VAE without weights, counts as the same.
     """
@@ -70,10 +74,19 @@ def latents(bench: Bench, index: Path, manifest: Path) -> bool:
         dataset = _dataset(manifest) or found["dataset"]
         vae = {"id": _vae_id(bench) or weights_like(found["vae"]["id"]), **shape(bench.vae)}
         asked = latents_name(dataset, vae, bench.clips.size, bench.clips.flip)
+        of = dataset_of((shard["video"], shard["frames"]) for shard in found["shards"])
         shards = [index.parent / found["folder"] / shard["file"] for shard in found["shards"]]
     except _UNREADABLE:
         return False
-    return bool(found["name"] == asked and all(shard.exists() for shard in shards))
+    return bool(found["name"] == asked and of == found["dataset"] and all(map(_whole, shards)))
+
+
+def _whole(shard: Path) -> bool:
+    try:
+        safe_open(shard, framework="np")
+    except (SafetensorError, OSError):
+        return False
+    return True
 
 
 def choice(bench: Bench, target: str) -> bool:

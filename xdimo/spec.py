@@ -2,6 +2,7 @@
 
 import difflib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -359,6 +360,11 @@ def filled(
         transform = data.get("transform", 1)
         data["latents"] = latents_name(dataset, vae, data["size"], data["flip"], transform)
     return {**planned, "vae": vae, "data": data, "implementation": implementation}
+
+
+def dataset_of(videos: Iterable[tuple[str | None, int | None]]) -> str:
+    """The name of a dataset: a hash over sha256 and frames of its videos."""
+    return content_hash(sorted(list(video) for video in videos))
 
 
 def latents_name(

@@ -93,6 +93,10 @@ CHANGES: dict[str, tuple[Callable[[Path], object], dict[str, int]]] = {
         _without("results/data"),
         {"manifest": 1, "spec": 3, "metrics": 3, **SHOWN},
     ),
+    "a shard cut off": (
+        lambda folder: os.truncate(next((folder / "results/data").rglob("*.safetensors")), 1000),
+        {"latents": 1, **SHOWN},
+    ),
     "latents of another dataset": (
         _replaced("results/data/latents/index.json", '"name": "sha256:', '"name": "sha256:0'),
         {"latents": 1, **SHOWN},

@@ -9,13 +9,13 @@ from pydantic import Field
 
 from xdimo.config.load import parse
 from xdimo.config.schema import Strict
-from xdimo.data.manifest import Video, dataset_of
+from xdimo.data.manifest import Video
 from xdimo.data.manifest import read as read_manifest
 from xdimo.data.progress import progress
 from xdimo.data.video_reader import open_video
 from xdimo.errors import DataError, UserError
 from xdimo.files import file_hash, read_json, whole, write_json
-from xdimo.spec import TRANSFORM, Part, VaeSpec, latents_name
+from xdimo.spec import TRANSFORM, Part, VaeSpec, dataset_of, latents_name
 
 if TYPE_CHECKING:  # the index can be read without torch
     import torch
@@ -254,7 +254,10 @@ class LatentsReader:
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
         if found != shard.sha256:
-            raise DataError(f"{path}: {found}, but the index says {shard.sha256}; make it again")
+            raise DataError(
+                f"{path}: {found}, but the index says {shard.sha256}; make it again: "
+                "snakemake -f latents, and then measure again: snakemake -f and the cell's name"
+            )
         vae = self.index.vae
         side = self.index.size // 2 ** (len(vae.block_out_channels) - 1)
         expected = [1 + self.index.flip, shard.frames, vae.latent_channels, side, side]

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +19,8 @@ from xdimo.data.progress import progress
 from xdimo.data.video_reader import Decoder, Index
 from xdimo.data.videos import PROBE, list_videos, looks, name_of, path_of, remember, stamp
 from xdimo.errors import DataError, UserError
-from xdimo.files import content_hash, file_hash, read_json, write_json
+from xdimo.files import file_hash, read_json, write_json
+from xdimo.spec import dataset_of
 
 Status = Literal["usable", "short", "duplicate", "unreadable"]
 
@@ -159,11 +160,6 @@ def _judge(folder: Path, probes: dict[str, Probe], window: int) -> Iterator[Vide
 
 def _dataset(videos: list[Video]) -> str:
     return dataset_of((v.sha256, v.frames) for v in videos if v.status == "usable")
-
-
-def dataset_of(videos: Iterable[tuple[str | None, int | None]]) -> str:
-    """The name of a dataset: a hash over sha256 and frames of its videos."""
-    return content_hash(sorted(list(video) for video in videos))  # type: ignore[type-var]
 
 
 def _check(
