@@ -57,6 +57,38 @@ def test_still_images_are_images(suffix, tmp_path):
     assert why_not(tmp_path / f"still.{suffix}").startswith("no video but an image (")
 
 
+@pytest.mark.parametrize(("name", "kind", "mode"), [("a.pdf", "PDF", "RGB"), ("a.msp", "MSP", "1")])
+def test_still_images_that_ffmpeg_opens_as_videos(name, kind, mode, tmp_path):
+    Image.fromarray(picture(5, 48, 48)).convert(mode).save(tmp_path / name, kind)
+    assert why_not(tmp_path / name).startswith("no video but an image (")
+
+
+@pytest.mark.parametrize(("name", "codec"), [("v.y4m", "rawvideo"), ("v.mxf", "mpeg2video")])
+def test_a_copy_cut_within_its_last_frames(name, codec, tmp_path):
+    path = write_video(tmp_path / name, FRAMES, codec)
+    assert probe.measure(str(path)).frames == FRAMES
+    content, places = path.read_bytes(), packets_at(path)
+    for place in (places[len(places) // 2] + 100, places[-1] + 10):
+        path.write_bytes(content[:place])
+        assert "cut-off copy?" in why_not(path)
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (MemoryError(), "cannot be read: it takes more memory than there is"),
+        (av.error.InvalidDataError(1094995529, "Invalid data found"), "read: Invalid data found"),
+    ],
+)
+def test_what_ffmpeg_raises_is_said_in_words(raised, said, tmp_path, monkeypatch):
+    def fails(path):
+        raise raised
+
+    path = write_video(tmp_path / "v.mp4", 20)
+    monkeypatch.setattr(probe, "measure", fails)
+    assert f"{said} (damaged or cut off?)" in str(probe.examine(str(path)).video)
+
+
 def test_a_sequence_of_images_is_one_of_other_files(tmp_path):
     for name in ("frame000.png", "frame001.png", "frame%03d.png"):
         Image.fromarray(picture(5, 48, 48)).save(tmp_path / name)

@@ -140,9 +140,7 @@ def test_an_interrupted_run_goes_on_and_a_damaged_shard_is_made_again(
     index = read_index(output)
     damaged = output.parent / index.folder / index.shards[1].file
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x7f")
-    with pytest.raises(
-        DataError, match=rf"{damaged.name}: .*index says.* snakemake -f latents"
-    ):
+    with pytest.raises(DataError, match=rf"{damaged.name}: .*index says.* snakemake -f latents"):
         open_latents(output, index.name, rank=1, world=3)
     open_latents(output, index.name, rank=0, world=3)  # its share holds no damage
     encode_all(data, output)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import stat
 import tempfile
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_every_file_is_listed_with_what_it_is_or_why_it_is_not_used(probed):
         "zero.mp4": "an empty file",
         "text.mp4": "cannot be opened: Invalid data",
         "notes.txt": "no video but text",
-        "latin-\\xe9.mp4": "its name is not UTF-8",
+        "./latin-\\xe9.mp4": "its name is not UTF-8",
     }.items():
         assert said[path][0] == "unreadable" and reason in said[path][1], said[path]
     avi = rows["nested/人脸 видео.avi"]
@@ -173,6 +174,9 @@ def test_a_file_that_hangs_pyav_becomes_a_row(made, tmp_path, monkeypatch):
     folder.mkdir()
     shutil.copy(made / "edge.avi", folder)
     os.mkfifo(folder / "pipe.mp4")  # no file: reading it would wait for ever
+    with socket.socket(socket.AF_UNIX) as listener:
+        monkeypatch.chdir(folder)  # a socket's path is short
+        listener.bind("socket.mp4")
     shutil.copy(made / "b.mp4", folder / "slow.mp4")
 
     def slow(function, path, *rest, timeout_s):
@@ -184,9 +188,12 @@ def test_a_file_that_hangs_pyav_becomes_a_row(made, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "guarded", slow)
     result = make(folder, tmp_path / "manifest.json")
     assert [(v.path, v.status) for v in result.videos] == [
-        ("edge.avi", "usable"), ("slow.mp4", "unreadable"),
+        ("edge.avi", "usable"), ("pipe.mp4", "unreadable"), ("slow.mp4", "unreadable"),
+        ("socket.mp4", "unreadable"),
     ]  # fmt: skip
-    assert result.videos[1].reason == "cannot be read: no answer within 60 s"
+    no_file = "no file but a pipe, a socket or a device"
+    reasons = [no_file, "cannot be read: no answer within 60 s", no_file]
+    assert [video.reason for video in result.videos[1:]] == reasons
 
 
 def test_folders_that_hold_no_dataset(tmp_path, made):

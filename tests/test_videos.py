@@ -60,8 +60,15 @@ def test_every_name_has_its_row_and_no_name_is_a_pattern(made, tmp_path):
     assert reasons == {
         "dangling.mp4": "cannot be read: No such file or directory",
         "self.mp4": "cannot be read: Too many levels of symbolic links",
-        "l\\xe9.mp4": "its name is not UTF-8; rename it",
+        "./l\\xe9.mp4": "its name is not UTF-8; rename it",
     }
+
+
+def test_two_names_never_share_a_path(tmp_path):
+    for name in (b"a\xff.mp4", rb"a\xff.mp4", b"a\xff\\xfe", b"a\\xff\xfe"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
+    assert len(videos.looks(tmp_path)) == 4
+    assert videos.path_of(r"a\xff.mp4", tmp_path).exists()
 
 
 def test_an_error_that_names_files_is_one_line(tmp_path):

@@ -17,12 +17,14 @@ from xdimo.data.video_reader import FILES_ONLY, Timeline, open_container
 LISTS = frozenset(["concat", "dash", "hls", "imf", "mlv", "rtp", "rtsp", "sap", "sdp", "vobsub"])
 TEXTS = frozenset(["adf", "bin", "idf", "tty", "xbin"])  # which FFmpeg draws as a terminal would
 # A picture in one of these, or in a file of these brands, is a still image.
-IMAGES = frozenset(["apng", "fits", "gif", "ico", "jpegxl_anim", "webp"])
+IMAGES = frozenset(["apng", "fits", "gif", "ico", "jpegxl_anim", "mjpeg", "msp", "webp"])
 IMAGE_BRANDS = frozenset(["avif", "avis", "heic", "heix", "mif1", "msf1"])
 # Containers whose header tells the time at which their last packet ends.
 TIMED = frozenset(["flv", "matroska,webm", "mxf"])
 # An ASF file's header object that tells how many bytes the file has.
 ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+# The first partition of an MXF file, whose header tells where the last one begins.
+MXF_PARTITION = bytes.fromhex("060e2b34020501010d0102010102")
 # Of these codecs each packet shows one frame, but for what `_shown` leaves out.
 ONE_FRAME_A_PACKET = frozenset(
     ["av1", "ffv1", "h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "vp8", "vp9"]
@@ -83,18 +85,28 @@ def require_moving(container: str, brand: str, frames: int) -> None:
         raise NotAVideo(f"no video but an image ({container if container in IMAGES else brand})")
 
 
-def require_all_bytes(path: str, container: InputContainer) -> None:
-    """Raises NotAVideo for an ASF file (.wmv) of fewer bytes than its header says."""
-    if container.format.name != "asf":
-        return
+def require_all_bytes(path: str, container: InputContainer, packets: "Packets") -> None:
+    """Raises NotAVideo for an ASF (.wmv) or MXF file of fewer bytes than its header says, and for a
+    Y4M file whose last frame is not whole.
+    """
+    kind, announced = container.format.name, 0
     with open(path, "rb") as file:
         start = file.read(1 << 16)
         there = file.seek(0, os.SEEK_END)
-    _, found, properties = start.partition(ASF_PROPERTIES)
-    announced, flags = (int.from_bytes(properties[a:b], "little") for a, b in ((24, 32), (72, 76)))
-    broadcast = flags & 1  # whose size was not known yet
-    if found and not broadcast and there < announced:
+    if kind == "asf":
+        _, _, properties = start.partition(ASF_PROPERTIES)
+        broadcast = int.from_bytes(properties[72:76], "little") & 1  # its size was not known yet
+        announced = 0 if broadcast else int.from_bytes(properties[24:32], "little")
+    elif kind == "mxf":
+        before, _, pack = start.partition(MXF_PARTITION)
+        length = pack[2:3]  # in so many bytes, where it is above 128
+        value = pack[3 + (length[0] & 127 if length > b"\x80" else 0) :]
+        footer = int.from_bytes(value[24:32], "big")  # 0: not known
+        announced = len(before) + footer + 1 if footer else 0
+    if there < announced:
         raise NotAVideo(f"{there} of {announced} bytes lie in it (a cut-off copy?)")
+    if kind == "yuv4mpegpipe" and packets.end_byte < there:
+        raise NotAVideo("its last frame is not whole (a cut-off copy?)")
 
 
 def require_uncut(timeline: Timeline, stream: Any) -> None:
@@ -119,6 +131,7 @@ class Packets:
 
     expected: int | None  # frames that the video's packets show; None where that is not known
     end_s: float | None  # of the last packet
+    end_byte: int  # of the last packet whose place is known, in the file
 
 
 def read_packets(path: str | Path, index: int) -> Packets:
@@ -126,8 +139,9 @@ def read_packets(path: str | Path, index: int) -> Packets:
         stream: Any = container.streams[index]
         codec = stream.codec_context.codec.canonical_name
         interval_s = float(1 / stream.average_rate) if stream.average_rate else math.inf
-        ends, first_key, expected, before_s = [], None, 0, -1.0
+        ends, first_key, expected, before_s, end_byte = [], None, 0, -1.0, 0
         for packet in container.demux():
+            end_byte = max(end_byte, (packet.pos or 0) + packet.size)
             time = packet.dts if packet.pts is None else packet.pts
             if not packet.size or time is None:
                 continue
@@ -143,7 +157,7 @@ def read_packets(path: str | Path, index: int) -> Packets:
             if first_key is not None and time >= first_key and not packet.is_discard:
                 expected += _shown(packet, codec, beside)
     known = codec in ONE_FRAME_A_PACKET and first_key is not None
-    return Packets(expected if known else None, max(ends, default=None))
+    return Packets(expected if known else None, max(ends, default=None), end_byte)
 
 
 def _shown(packet: Any, codec: str, beside: bool) -> bool:

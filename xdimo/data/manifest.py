@@ -255,6 +255,8 @@ def _probe(path: str, name: str, decoder: Literal["auto", "pyav"], timeout_s: fl
     """One file. Nothing in a file stops the run: what goes wrong becomes its reason."""
     if not path.endswith(os.fsdecode(name.encode("utf-8"))):
         return Probe(unreadable="its name is not UTF-8; rename it")
+    if os.path.exists(path) and not os.path.isfile(path):
+        return Probe(unreadable="no file but a pipe, a socket or a device")
     try:
         file: probe.Examined = guarded(probe.examine, path, timeout_s=timeout_s)
     except (OSError, ChildFailed) as error:

@@ -80,6 +80,9 @@ def examine(path: str) -> Examined:
         return Examined(sha256, size_bytes, measure(path))
     except (NotAVideo, DataError) as error:
         return Examined(sha256, size_bytes, str(error).removeprefix(f"{path}: "))
+    except (av.error.FFmpegError, MemoryError) as error:
+        why = getattr(error, "strerror", None) or "it takes more memory than there is"
+        return Examined(sha256, size_bytes, f"cannot be read: {why} (damaged or cut off?)")
     except Exception as error:  # whatever a file does to a decoder is said of that file
         return Examined(sha256, size_bytes, f"PyAV: {type(error).__name__}: {error}")
 
@@ -92,10 +95,10 @@ def measure(path: str) -> Measured:
         if stream is None:
             raise NotAVideo("no video stream")
         require_pictures(container)
-        require_all_bytes(path, container)
         timeline = read_timeline(container, stream)
         require_uncut(timeline, stream)
         packets = read_packets(path, stream.index)
+        require_all_bytes(path, container, packets)
         require_all_time(container, stream, packets)
         kind, brand = container.format.name, container.metadata.get("major_brand", "")
         index, codec, fps = stream.index, stream.codec_context.name, stream.average_rate

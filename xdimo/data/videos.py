@@ -13,16 +13,16 @@ from typing import Any
 from xdimo.errors import UserError
 from xdimo.files import content_hash, file_hash, read_json, write_json
 
-PROBE = 2  # raised when probing changes: rows probed before are then probed again
+PROBE = 3  # raised when probing changes: rows probed before are then probed again
 
 
 def list_videos(folder: str | Path) -> list[str]:
     """Paths of all files below ``folder``, sorted; empty where the folder is absent.
 
-    Any file may be a video: its content decides, not its name. A link that leads nowhere is listed
-    too. Left out are names that begin with a dot and names that end in ``.part`` (copies and
-    downloads under way). Links are followed, each folder once. Raises UserError where a folder
-    below cannot be listed: what it holds is not known.
+    Any file may be a video: its content decides, not its name. Links that lead nowhere, pipes and
+    sockets are listed too. Left out are names that begin with a dot and names that end in ``.part``
+    (copies and downloads under way). Links are followed, each folder once. Raises UserError where
+    a folder below cannot be listed: what it holds is not known.
     """
     if not os.path.lexists(folder):
         return []
@@ -47,7 +47,7 @@ def _below(folder: str, seen: set[tuple[int, int]]) -> list[str]:
             mode = stat.S_IFREG
         if stat.S_ISDIR(mode):
             files += _below(entry.path, seen)
-        elif stat.S_ISREG(mode):
+        else:
             files.append(entry.path)
     return files
 
@@ -57,9 +57,15 @@ def _left_out(name: str) -> bool:
 
 
 def name_of(path: str, folder: str | Path) -> str:
-    """What the manifest calls a listed file; bytes that are no UTF-8 stand there as \\xNN."""
+    """What the manifest calls a listed file.
+
+    Bytes that are no UTF-8 stand there as \\xNN, after a ./ that no other name begins with.
+    """
     name = os.fsencode(os.path.relpath(path, folder))
-    return name.decode("utf-8", "backslashreplace")
+    try:
+        return name.decode("utf-8")
+    except UnicodeDecodeError:
+        return "./" + name.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
 
 
 def path_of(name: str, folder: Path) -> Path:
