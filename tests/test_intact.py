@@ -73,6 +73,17 @@ def test_a_copy_cut_within_its_last_frames(name, codec, tmp_path):
         assert "cut-off copy?" in why_not(path)
 
 
+@pytest.mark.parametrize("at", [0.2, 0.4, 0.6])
+def test_a_wmv_with_zeroed_bytes_loses_no_frame_unnoticed(at, tmp_path):
+    path = write_video(tmp_path / "v.wmv", FRAMES, "wmv2", width=160, height=160)
+    content = bytearray(path.read_bytes())
+    start = int(at * len(content))
+    content[start : start + 600] = bytes(600)
+    path.write_bytes(content)
+    assert (frames_in(path) or FRAMES) < FRAMES
+    assert "damaged" in why_not(path)
+
+
 @pytest.mark.parametrize(
     ("raised", "said"),
     [

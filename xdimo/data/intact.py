@@ -192,7 +192,7 @@ def require_all_frames(
     """Raises NotAVideo where packets showed no frame, or FFmpeg complained of them.
 
     ``interlaced``: two packets may hold a frame's two fields. ``said``: FFmpeg's errors while it
-    decoded.
+    read and decoded.
     """
     errors = [f"{name}: {text.strip()}".lstrip(": ") for _, name, text in said]
     why = f": {errors[0]}" if errors else ""
