@@ -182,9 +182,10 @@ sys.exit(launching.launch(folder / "spec.json", data=folder, videos=None, vae=No
     output=folder / "run.json", hardware=HARDWARE, walltime_min=2, queued=False))
 """
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
-    log = folder / "attempts/1/log.jsonl"
+    ranks = bench.targets[bench.cells[cell].target].gpus
+    begun = [folder / f"attempts/1/begun-{rank}" for rank in range(ranks)]
     deadline = time.monotonic() + 60
-    while not log.exists():
+    while not all(path.exists() for path in begun):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     return process
