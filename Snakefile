@@ -19,8 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
 
-from xdimo.errors import UserError
 from xdimo.config.load import load, typed
+from xdimo.errors import UserError
 
 # Files given with --configfile, later ones replacing single values, and then --config.
 CONFIGS = [os.path.relpath(path) for path in workflow.configfiles] or ["config/config.yaml"]

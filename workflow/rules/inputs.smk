@@ -8,8 +8,8 @@ again Snakemake looks for nothing else to do: what must be looked at has another
 from functools import wraps
 
 from xdimo import current
-from xdimo.data.videos import is_current as manifest_is_current
 from xdimo.config.load import load_hardware
+from xdimo.data.videos import is_current as manifest_is_current
 from xdimo.report import TABLES, sources
 from xdimo.spec import choice_path, no_target, plan, require_in_service
 from xdimo.verbs import named

@@ -111,7 +111,7 @@ class FlatAdamW(torch.optim.AdamW):
             }
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        raise NotImplementedError("update() steps, and averages")
+        raise TypeError("FlatAdamW: update() takes the step, and averages the weights too")
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Any) -> None:
